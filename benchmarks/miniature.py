@@ -1,4 +1,4 @@
-"""How well the bundled miniatures show what they should: the checker's score on painted, autoencoded and generated pictures.
+"""How well the miniatures show what they should: the checker's score on painted, autoencoded and generated pictures.
 
     python -m trajectory.benchmarks.miniature --out sheet.png
 """
@@ -54,7 +54,9 @@ def main() -> None:
     start = time.perf_counter()
     made = generate(model, vae, captions, args.size, args.steps, args.cfg, args.seed)
     seconds = time.perf_counter() - start
-    table = {"painted": score(pictures, scenes), "autoencoded": score(again, scenes), "generated": score(made, captions)}
+    table = {
+        "painted": score(pictures, scenes), "autoencoded": score(again, scenes), "generated": score(made, captions),
+    }
 
     print(f"{args.number} held-out captions, {args.size}x{args.size}, {args.steps} steps, cfg {args.cfg}")
     print(f"{'% right':<12}" + "".join(f"{name:>13}" for name in table))
@@ -62,7 +64,8 @@ def main() -> None:
         cells = "".join(f"{100 * row[name]:>13.1f}" if name in row else f"{'-':>13}" for row in table.values())
         print(f"{name:<12}{cells}")
     error = (again - pictures).square().mean((1, 2, 3))
-    print(f"autoencoder: {(-10 * torch.log10(error)).mean():.1f} dB;  {1000 * seconds / args.number:.0f} ms per generated picture")
+    print(f"autoencoder: {(-10 * torch.log10(error)).mean():.1f} dB")
+    print(f"{1000 * seconds / args.number:.0f} ms per generated picture")
     if args.out:
         contact_sheet(made).save(args.out)
 

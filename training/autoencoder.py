@@ -1,0 +1,175 @@
+"""Train the miniature autoencoder: the TAESD layout with 16 latent channels, 8x smaller than the picture.
+
+    python -m trajectory.training.autoencoder
+
+The first part trains encoder and decoder together; then the encoder is frozen, so that latents made from it stay valid,
+and the decoder alone goes on. The file is laid out as ComfyUI's VAE loader expects a TAESD with its own latent scale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny
+from safetensors.torch import load_file, save_file
+
+from ._muon import Muon
+from ._run import MINIATURES, WORK, Progress, device_and_autocast, load_checkpoint, save_checkpoint
+from .landscapes.painter import paint
+from .landscapes.scene import draw_training_scene
+
+FILE = MINIATURES / "landscapes_autoencoder.safetensors"
+CHECKPOINT = WORK / "autoencoder.pt"
+# The host scales SD3 latents by 1.5305 around 0.0609: this deviation makes them about unit for the diffusion model.
+LATENT_MEAN, LATENT_STD = 0.0609, 0.65
+
+
+def paint_pool(number: int, size: int, seed: int) -> torch.Tensor:
+    """`number` training pictures as uint8 [N, 3, size, size]."""
+    pool = torch.empty(number, 3, size, size, dtype=torch.uint8)
+    for index in range(number):
+        rng = np.random.default_rng((seed, index))
+        picture = paint(draw_training_scene(rng), size, rng)
+        pool[index] = torch.from_numpy((picture * 255).round().astype(np.uint8)).permute(2, 0, 1)
+    return pool
+
+
+def _batch(pools, crop: int, size: int, rng: np.random.Generator) -> torch.Tensor:
+    """Random crops [size, 3, crop, crop] in 0..1 from all pools: the busier half of twice as many, for empty sky
+    teaches little."""
+    crops = []
+    for k in range(2 * size):
+        pool = pools[k % len(pools)]
+        side = pool.shape[-1] - crop
+        y, x = (int(rng.integers(side + 1)) for _ in "yx")
+        crops.append(pool[int(rng.integers(len(pool))), :, y : y + crop, x : x + crop])
+    crops = torch.stack(crops).float() / 255.0
+    detail = sum(edges.abs().mean((1, 2, 3)) for edges in _edges(crops))
+    return crops[detail.topk(size).indices]
+
+
+def _edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
+
+
+def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean absolute error of pixels, of their differences, and of the picture at half and quarter size, and a squared
+    error that does not let small things vanish."""
+    loss = F.l1_loss(output, target) + 10 * F.mse_loss(output, target)
+    loss = loss + sum(F.l1_loss(a, b) for a, b in zip(_edges(output), _edges(target), strict=True))
+    for factor in (2, 4):
+        loss = loss + 0.5 * F.l1_loss(F.avg_pool2d(output, factor), F.avg_pool2d(target, factor))
+    return loss
+
+
+def latent_penalty(latents: torch.Tensor) -> torch.Tensor:
+    """Pulls each channel's mean and deviation over batch and place towards what the diffusion model expects."""
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    return (mean - LATENT_MEAN).square().mean() + (std - LATENT_STD).square().mean()
+
+
+def _learning_rate(step: int, encoder_steps: int, steps: int) -> float:
+    if step < encoder_steps:
+        warm = min(1.0, (step + 1) / 100)
+        return 2e-3 * warm * (0.05 + 0.95 * (1 - step / encoder_steps))
+    return 1e-3 * (0.02 + 0.98 * (1 - (step - encoder_steps) / max(1, steps - encoder_steps)))
+
+
+def train(args) -> AutoencoderTiny:
+    device, autocast = device_and_autocast()
+    torch_rng = torch.Generator().manual_seed(args.seed)
+    model = AutoencoderTiny(latent_channels=16)
+    _initialise(model, torch_rng)
+    model = model.to(device, memory_format=torch.channels_last)
+    step, state = 0, load_checkpoint(CHECKPOINT)
+    if state:
+        step = state["step"]
+        model.load_state_dict(state["model"])
+    optimiser = _optimiser(model, "decoder" if step >= args.encoder_steps else "")
+    if state and step != args.encoder_steps:
+        optimiser.load_state_dict(state["optimiser"])
+    print(f"painting, then training from step {step}", flush=True)
+    pools = [paint_pool(args.pool, size, args.seed) for size in (128, 64)]
+    rng = np.random.default_rng((args.seed, step))
+    progress = Progress(args.steps, step)
+    while step < args.steps:
+        frozen = step >= args.encoder_steps
+        if step == args.encoder_steps:
+            optimiser = _optimiser(model, "decoder")
+        target = _batch(pools, args.crop, args.batch, rng).to(device, memory_format=torch.channels_last)
+        with autocast:
+            with torch.set_grad_enabled(not frozen):
+                latents = model.encoder(target * 2 - 1)
+            noise = torch.randn(latents.shape, generator=torch_rng).to(device)
+            output = model.decoder(latents + 0.03 * noise)
+        loss = reconstruction_loss((output.float() + 1) / 2, target)
+        total = loss if frozen else loss + 0.05 * latent_penalty(latents.float())
+        total.backward()
+        optimiser.step(_learning_rate(step, args.encoder_steps, args.steps))
+        step += 1
+        psnr = -10 * torch.log10(F.mse_loss((output.detach().float() + 1) / 2, target))
+        progress.report(step, loss=loss, psnr=psnr, std=latents.detach().float().std())
+        if step % 500 == 0 or step == args.steps or step == args.encoder_steps:
+            state = {"step": step, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
+            save_checkpoint(CHECKPOINT, state)
+            export(model)
+    return model
+
+
+def _optimiser(model: AutoencoderTiny, part: str = "") -> Muon:
+    """Muon for the 64-channel convolutions, AdamW for the rest, of the parameters whose name begins with `part`."""
+    named = [(n, p) for n, p in model.named_parameters() if n.startswith(part)]
+    hidden = [p for _n, p in named if p.ndim == 4 and p.shape[:2] == (64, 64)]
+    return Muon(hidden, [p for _n, p in named if not (p.ndim == 4 and p.shape[:2] == (64, 64))], weight_decay=0.0)
+
+
+def _initialise(model: torch.nn.Module, generator: torch.Generator) -> None:
+    """PyTorch's own initial weights, but drawn from our generator."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            torch.nn.init.uniform_(module.weight, -bound * math.sqrt(3), bound * math.sqrt(3), generator=generator)
+            if module.bias is not None:
+                torch.nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+
+
+def export(model: AutoencoderTiny, path=FILE) -> None:
+    """Save under the host's names: its decoder begins with a clamp layer, so the decoder's indices move up by one."""
+    out = {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
+    for key, value in model.state_dict().items():
+        half, _, index, *rest = key.split(".")
+        number = int(index) + (half == "decoder")
+        out[f"taesd_{half}.{'.'.join([str(number), *rest])}"] = value.detach().cpu().half().contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(out, path, {"format": "pt"})
+
+
+def load(path=FILE) -> AutoencoderTiny:
+    """The exported autoencoder as a diffusers model in float32, ready to use."""
+    state = {}
+    for key, value in load_file(path).items():
+        if key.startswith("taesd_"):
+            half, index, *rest = key.removeprefix("taesd_").split(".")
+            state[f"{half}.layers.{'.'.join([str(int(index) - (half == 'decoder')), *rest])}"] = value.float()
+    model = AutoencoderTiny(latent_channels=16)
+    model.load_state_dict(state)
+    return model.eval().to(memory_format=torch.channels_last)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoder-steps", type=int, default=5000, help="steps after which the encoder is frozen")
+    parser.add_argument("--steps", type=int, default=9000, help="steps in all")
+    parser.add_argument("--batch", type=int, default=12)
+    parser.add_argument("--crop", type=int, default=48)
+    parser.add_argument("--pool", type=int, default=3000, help="pictures painted per size")
+    parser.add_argument("--seed", type=int, default=0)
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

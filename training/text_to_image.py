@@ -1,0 +1,183 @@
+"""Train the text-to-image miniature: an SD3-class flow transformer and its caption encoder, together.
+
+    python -m trajectory.training.text_to_image
+
+Rectified flow: x_sigma = (1 - sigma) x_0 + sigma noise, the model sees sigma * 1000 and predicts noise - x_0. The first
+steps are at 64x64 pixels, the rest at 128x128 with some at 64x64, so that the model works at both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+
+import numpy as np
+import torch
+from diffusers import SD3Transformer2DModel
+from safetensors.torch import save_file
+
+from ..models.captions import CaptionEncoder
+from ._muon import Muon
+from ._run import MINIATURES, WORK, Average, Progress, device_and_autocast, load_checkpoint, save_checkpoint
+from .landscapes.grammar import caption
+from .latents import build_pool, load_pool, pool_scene
+
+MODEL_FILE = MINIATURES / "landscapes_flow.safetensors"
+CAPTIONS_FILE = MINIATURES / "landscapes_captions.safetensors"
+CHECKPOINT = WORK / "text_to_image.pt"
+SAVE_SECONDS = 120
+DROPOUT = 0.1  # share of empty captions: the unconditional that guidance needs
+SIZES = (64, 128)
+
+
+def build_model(depth: int) -> SD3Transformer2DModel:
+    """The transformer in the shape that ComfyUI's SD3 detection reads: heads = layers = depth, width 64 depth."""
+    return SD3Transformer2DModel(
+        sample_size=32, patch_size=2, in_channels=16, out_channels=16, num_layers=depth, num_attention_heads=depth,
+        attention_head_dim=64, joint_attention_dim=CaptionEncoder.WIDTH, caption_projection_dim=64 * depth,
+        pooled_projection_dim=CaptionEncoder.POOLED, pos_embed_max_size=16, qk_norm="rms_norm",
+    )
+
+
+class TextToImage(torch.nn.Module):
+    """Caption encoder and flow transformer as one trainable thing."""
+
+    def __init__(self, depth: int):
+        super().__init__()
+        self.captions = CaptionEncoder()
+        self.flow = build_model(depth)
+
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Velocity at `x` [B, 16, h, w], `sigma` [B], for `tokens` [B, 20]."""
+        context, pooled = self.captions(tokens)
+        return self.flow(x, context, pooled, sigma * 1000, return_dict=False)[0]
+
+
+def initialise(model: TextToImage, generator: torch.Generator) -> None:
+    """Seeded weights: Xavier for matrices; modulations and the output are zero, so each block begins as identity."""
+    for name, module in model.named_modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+            flat = module.weight.view(module.weight.shape[0], -1)
+            bound = math.sqrt(6 / (flat.shape[0] + flat.shape[1]))
+            torch.nn.init.uniform_(flat, -bound, bound, generator=generator)
+            if module.bias is not None:
+                torch.nn.init.zeros_(module.bias)
+            if ".norm" in name or name.endswith("proj_out"):
+                torch.nn.init.zeros_(module.weight)
+        elif isinstance(module, torch.nn.Embedding):
+            torch.nn.init.normal_(module.weight, std=0.3, generator=generator)
+    torch.nn.init.normal_(model.captions.position, std=0.3, generator=generator)
+
+
+def _optimiser(model: TextToImage) -> Muon:
+    """Muon for the matrices inside the blocks, AdamW for embeddings, norms, biases and the layers at both ends."""
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    hidden = {n for n, p in named if p.ndim == 2 and "blocks." in n}
+    return Muon([p for n, p in named if n in hidden], [p for n, p in named if n not in hidden])
+
+
+def draw_sigmas(number: int, generator: torch.Generator) -> torch.Tensor:
+    """Logit-normal noise levels, moved towards noise by a shift of 2: the objects are decided there."""
+    u = torch.sigmoid(torch.randn(number, generator=generator))
+    return 2 * u / (1 + u)
+
+
+def export(state: dict[str, torch.Tensor]) -> None:
+    """Save both parts in half precision: the transformer under diffusers' keys, which the host converts itself."""
+    for part, path in (("flow.", MODEL_FILE), ("captions.", CAPTIONS_FILE)):
+        weights = {k.removeprefix(part): v.detach().cpu() for k, v in state.items() if k.startswith(part)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.half().contiguous() for k, v in weights.items()}, path, {"format": "pt"})
+
+
+class _Captions:
+    """Fresh captions for pool indices, as token numbers."""
+
+    def __init__(self, model: TextToImage, number: int, seed: int):
+        self.tokenizer = model.captions.tokenizer
+        self.scenes = [pool_scene(index, seed)[0] for index in range(number)]
+
+    def tokens(self, indices, rng: np.random.Generator) -> torch.Tensor:
+        rows = []
+        for index in indices:
+            text = "" if rng.random() < DROPOUT else caption(self.scenes[index], rng)
+            row = self.tokenizer.encode(text)
+            if rng.random() < 0.02 and text:  # users write words that it does not know
+                row[1 + int(rng.integers(len(row) - 1))] = self.tokenizer.unknown
+            rows.append(row)
+        return torch.tensor(rows)
+
+
+def _size(step: int, small_steps: int) -> int:
+    return 64 if step < small_steps or step % 6 == 0 else 128
+
+
+def _learning_rate(step: int, args) -> float:
+    rate = args.rate * min(1.0, (step + 1) / 300)
+    left = (args.steps - step) / max(1, args.steps - args.small_steps)
+    return rate * (0.03 + 0.97 * min(1.0, 1.25 * left))
+
+
+def train(args) -> None:
+    device, autocast = device_and_autocast()
+    generator = torch.Generator().manual_seed(args.seed)
+    model = TextToImage(args.depth)
+    initialise(model, generator)
+    model.to(device)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"depth {args.depth}: {parameters / 1e6:.2f} M parameters", flush=True)
+    optimiser = _optimiser(model)
+    average = Average(model, 0.999)
+    step, state = 0, load_checkpoint(CHECKPOINT)
+    if state:
+        step = state["step"]
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        average.state = {k: v.to(device) for k, v in state["average"].items()}
+    pools = {}
+    captions = _Captions(model, args.pool, args.seed)
+    rng = np.random.default_rng((args.seed, step))
+    generator.manual_seed(args.seed + step)
+    progress, saved = Progress(args.steps, step), time.monotonic()
+    while step < args.steps:
+        size = _size(step, args.small_steps)
+        if size not in pools:
+            build_pool(size, args.pool, args.seed)
+            pools[size] = load_pool(size, args.pool, args.seed)
+        indices = rng.integers(len(pools[size]), size=args.batch)
+        clean = pools[size][indices].float()
+        noise = torch.randn(clean.shape, generator=generator)
+        sigma = draw_sigmas(args.batch, generator)
+        tokens = captions.tokens(indices, rng)
+        clean, noise, sigma, tokens = (t.to(device) for t in (clean, noise, sigma, tokens))
+        wide = sigma[:, None, None, None]
+        with autocast:
+            velocity = model((1 - wide) * clean + wide * noise, sigma, tokens)
+        loss = (velocity.float() - (noise - clean)).square().mean()
+        loss.backward()
+        optimiser.step(_learning_rate(step, args))
+        step += 1
+        average.update(model, step)
+        progress.report(step, loss=loss)
+        if time.monotonic() - saved > SAVE_SECONDS or step == args.steps:
+            state = {"step": step, "model": model.state_dict(), "average": average.state}
+            save_checkpoint(CHECKPOINT, state | {"optimiser": optimiser.state_dict()})
+            export(average.state)
+            saved = time.monotonic()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--depth", type=int, default=3, help="layers, heads, and width in units of 64")
+    parser.add_argument("--small-steps", type=int, default=12000, help="steps at 64x64 before 128x128 joins")
+    parser.add_argument("--steps", type=int, default=24000, help="steps in all")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--pool", type=int, default=24000, help="pictures painted per size")
+    parser.add_argument("--seed", type=int, default=0)
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
