@@ -12,7 +12,7 @@ import torch
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic Newton-Schulz iteration
 
 
-def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
+def orthogonalise(matrices: torch.Tensor, steps: int = 4) -> torch.Tensor:
     """Bring the singular values of each matrix in [B, m, n] near 1, in bfloat16."""
     a, b, c = _COEFFICIENTS
     x = matrices.bfloat16()

@@ -10,7 +10,7 @@ import tempfile
 import uuid
 from pathlib import Path
 
-from trajectory.headless.runtime import EventServer, Runtime, RunResult, node_info
+from trajectory.headless.runtime import EventServer, RunResult, Runtime, node_info
 
 PACK = Path(__file__).parents[2]
 
@@ -51,8 +51,8 @@ class RealHost:
     async def _load_nodes(self):
         """Core nodes, and the pack by its folder, as the host does it.
 
-        The pack's own modules are those of the installed name `trajectory`, which the tests import, too: with two copies
-        of a class, `isinstance` would not recognise the other's objects.
+        The pack's own modules are those of the installed name `trajectory`, which the tests import, too: with two
+        copies of a class, `isinstance` would not recognise the other's objects.
         """
         await self._nodes.init_builtin_extra_nodes()
         sys.modules[f"{str(PACK).replace('.', '_x_')}.nodes"] = importlib.import_module("trajectory.nodes")

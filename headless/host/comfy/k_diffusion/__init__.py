@@ -1,0 +1,1 @@
+"""Samplers and sigma schedules in k-diffusion's signature."""

@@ -1,0 +1,52 @@
+"""The graph of a running prompt (the hidden value DYNPROMPT): what was queued, and what nodes added while running."""
+
+from comfy_execution.graph_utils import ExecutionBlocker
+
+__all__ = ["DynamicPrompt", "ExecutionBlocker", "NodeNotFoundError"]
+
+
+class NodeNotFoundError(Exception):
+    pass
+
+
+class DynamicPrompt:
+    def __init__(self, original_prompt):
+        self.original_prompt = original_prompt
+        self.ephemeral_prompt = {}
+        self.ephemeral_parents = {}
+        self.ephemeral_display = {}
+
+    def get_node(self, node_id):
+        for prompt in (self.ephemeral_prompt, self.original_prompt):
+            if node_id in prompt:
+                return prompt[node_id]
+        raise NodeNotFoundError(f"Node {node_id} is not in the graph")
+
+    def has_node(self, node_id):
+        return node_id in self.original_prompt or node_id in self.ephemeral_prompt
+
+    def add_ephemeral_node(self, node_id, node_info, parent_id, display_id):
+        """Add a node that `parent_id` expanded into; its events are shown on `display_id`."""
+        self.ephemeral_prompt[node_id] = node_info
+        self.ephemeral_parents[node_id] = parent_id
+        self.ephemeral_display[node_id] = display_id
+
+    def get_parent_node_id(self, node_id):
+        return self.ephemeral_parents.get(node_id)
+
+    def get_real_node_id(self, node_id):
+        """The queued node that a node descends from."""
+        while node_id in self.ephemeral_parents:
+            node_id = self.ephemeral_parents[node_id]
+        return node_id
+
+    def get_display_node_id(self, node_id):
+        while node_id in self.ephemeral_display:
+            node_id = self.ephemeral_display[node_id]
+        return node_id
+
+    def all_node_ids(self):
+        return set(self.original_prompt) | set(self.ephemeral_prompt)
+
+    def get_original_prompt(self):
+        return self.original_prompt

@@ -1,0 +1,1 @@
+"""Core nodes outside `nodes`: each module is loaded as the host loads a pack."""

@@ -1,0 +1,99 @@
+"""Every example runs as it is, and a picture of the miniature shows what its caption says.
+
+latents.json holds numbers of the latent of 'Text to image' as the embedded host makes it (python
+tests/workflows/test_examples.py records it anew after a training). Every host is held to them, so the embedded host and
+the real ones agree to twice the tolerance at most.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trajectory.headless import graph
+from trajectory.training.landscapes import checker
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
+LATENTS = Path(__file__).with_name("latents.json")
+TOLERANCE = 5e-5  # latents of unit size in float32: two hosts, two versions of torch
+
+
+def load(name):
+    return json.loads((ROOT / "example_workflows" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def latent_of_example(host):
+    """The latent that 'Text to image' decodes, as a flat list: every seventh value."""
+    import folder_paths
+    import safetensors.torch
+
+    prompt = graph.convert(load("Text to image"), host.object_info()).prompt
+    decoder = next(node for node in prompt.values() if node["class_type"] == "VAEDecode")
+    nodes = {key: node for key, node in prompt.items() if node["class_type"] not in ("VAEDecode", "SaveImage")}
+    nodes["save"] = {
+        "class_type": "TestSaveLatent", "inputs": {"samples": decoder["inputs"]["samples"]}, "_meta": {"title": "save"},
+    }  # fmt: skip
+    host.node_table["TestSaveLatent"] = SaveLatent
+    try:
+        result = host.run(nodes)
+    finally:
+        del host.node_table["TestSaveLatent"]
+    assert result.success, result.messages
+    saved = safetensors.torch.load_file(Path(folder_paths.get_temp_directory()) / "latent.safetensors")["samples"]
+    return saved.flatten()[::7].tolist()
+
+
+class SaveLatent:
+    """A node of the test alone: leaves the latent in the temp folder."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"samples": ("LATENT",)}})
+    RETURN_TYPES, FUNCTION, OUTPUT_NODE, CATEGORY = (), "save", True, "test"
+
+    def save(self, samples):
+        import folder_paths
+        import safetensors.torch
+
+        folder = Path(folder_paths.get_temp_directory())
+        folder.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file({"samples": samples["samples"].contiguous()}, folder / "latent.safetensors")
+        return {"ui": {}}
+
+
+def caption_of(workflow):
+    return next(n["widgets_values"][0] for n in workflow["nodes"] if n.get("title") == "Caption")
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda f: f.stem)
+def test_an_example_runs_and_shows_its_caption(host, file):
+    workflow = json.loads(file.read_text(encoding="utf-8"))
+    result = host.run(graph.convert(workflow, host.object_info()).prompt, {"extra_pnginfo": {"workflow": workflow}})
+    assert result.success and not result.node_errors, result.messages
+    images = [image for shown in result.outputs.values() for image in shown.get("images", [])]
+    assert images
+    for image in images:
+        picture = Image.open(Path(host.output) / image["subfolder"] / image["filename"])
+        assert json.loads(picture.info["workflow"]) == workflow and "prompt" in picture.info
+        pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)[None] / 255
+        verdict = checker.score(pixels, [caption_of(workflow)])
+        assert verdict["captions"] == 1.0, f"not as the caption says: {verdict['wrong'][0]}"
+
+
+def test_the_thumbnail_shows_the_caption_too():
+    for file in EXAMPLES:
+        pixels = np.asarray(Image.open(file.with_suffix(".jpg")), dtype=np.float32)[None] / 255
+        assert checker.score(pixels, [caption_of(load(file.stem))])["captions"] == 1.0, file.stem
+
+
+def test_the_latent_is_the_same_on_every_host(host):
+    recorded = json.loads(LATENTS.read_text(encoding="utf-8"))
+    difference = np.abs(np.array(latent_of_example(host)) - np.array(recorded))
+    assert difference.max() < TOLERANCE
+
+
+if __name__ == "__main__":
+    from trajectory.headless.runtime import embedded
+
+    LATENTS.write_text(json.dumps([round(v, 7) for v in latent_of_example(embedded())]) + "\n", encoding="utf-8")

@@ -1,0 +1,39 @@
+"""Paints the README's picture, web/images/landscapes.jpg, with the example 'Text to image': python tools/gallery.py"""
+
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from trajectory.headless.embedded import EmbeddedHost
+from trajectory.headless.graph import convert
+from trajectory.headless.overrides import apply_overrides
+from trajectory.headless.workflow_file import read
+
+ROOT = Path(__file__).resolve().parents[1]
+EDGE, COLUMNS = 256, 4
+PICTURES = [
+    ("a blue day over green hills with a sun, two red houses on the left and a yellow balloon on the right", 1),
+    ("a dusk over the sea with a moon and a white boat in the middle", 3),
+    ("a black night over snow with a moon and three blue houses on the right", 2),
+    ("a white noon over a desert with a sun and a green tree on the left", 4),
+]
+
+
+def main():
+    workflow = read(ROOT / "example_workflows" / "Text to image.json").graph
+    sheet = Image.new("RGB", (EDGE * COLUMNS, EDGE * -(-len(PICTURES) // COLUMNS)))
+    with tempfile.TemporaryDirectory() as out:
+        host = EmbeddedHost(Path(out))
+        info = host.object_info()
+        for index, (caption, seed) in enumerate(PICTURES):
+            prompt = convert(workflow, info).prompt
+            apply_overrides(prompt, [("Caption.text", caption), ("Noise.noise_seed", str(seed))], info)
+            outcome = host.run(prompt, None, lambda event, data: None)
+            picture = Image.open(outcome.results[0].path).convert("RGB").resize((EDGE, EDGE), Image.Resampling.LANCZOS)
+            sheet.paste(picture, (index % COLUMNS * EDGE, index // COLUMNS * EDGE))
+    sheet.save(ROOT / "web" / "images" / "landscapes.jpg", quality=90)
+
+
+if __name__ == "__main__":
+    main()
