@@ -19,7 +19,8 @@ import nodes, folder_paths, comfy.sd, comfy.samplers, comfy_api.latest, scipy.in
 before = set(sys.modules)
 warnings.simplefilter("error")
 start = time.perf_counter()
-spec = importlib.util.spec_from_file_location("custom_nodes_trajectory", root + "/__init__.py", submodule_search_locations=[root])
+spec = importlib.util.spec_from_file_location(
+    "custom_nodes_trajectory", root + "/__init__.py", submodule_search_locations=[root])
 module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 found = asyncio.run(asyncio.run(module.comfy_entrypoint()).get_node_list())

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..headless.runtime import embedded
 from ..training.landscapes.checker import ATTRIBUTES, score
 from ..training.landscapes.grammar import caption
 from ..training.landscapes.painter import paint
 from ..training.landscapes.scene import held_out_scenes
-from ..training.latents import decode, encode
-from ..training.sampling import generate, load
 
 
 def painted(scenes, size: int) -> torch.Tensor:
@@ -26,8 +25,39 @@ def painted(scenes, size: int) -> torch.Tensor:
 
 
 def autoencoded(vae, pictures: torch.Tensor) -> torch.Tensor:
-    parts = [decode(vae, encode(vae, part.movedim(-1, 1))) for part in pictures.split(32)]
-    return torch.cat(parts).movedim(1, -1)
+    return torch.cat([vae.decode(vae.encode(part)) for part in pictures.split(32)])
+
+
+def generated(loaded, captions, size, steps, cfg, seed, batch=32) -> torch.Tensor:
+    """A picture for each caption, [B, size, size, 3], by what the nodes of 'Text to image' do.
+
+    The solver stands at its defaults, the schedule is `simple`; picture k starts from the noise of seed + k.
+    """
+    import comfy.samplers
+
+    model, clip, vae = loaded
+    solver_node = embedded().node_table["TrajectoryDPMSolverSampler"]
+    solver = solver_node.execute(**{i.id: i.default for i in solver_node.GET_SCHEMA().inputs}).args[0]
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
+    pictures = []
+    for start in range(0, len(captions), batch):
+        part = captions[start : start + batch]
+        noise = torch.stack([
+            torch.randn(16, size // 8, size // 8, generator=torch.Generator().manual_seed(seed + start + k))
+            for k in range(len(part))
+        ])  # fmt: skip
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(conditioning(clip, part), conditioning(clip, [""] * len(part)))
+        guider.set_cfg(cfg)
+        latents = guider.sample(noise, torch.zeros_like(noise), solver, sigmas, disable_pbar=True, seed=seed)
+        pictures.append(vae.decode(latents))
+    return torch.cat(pictures)
+
+
+def conditioning(clip, captions):
+    """CONDITIONING of a batch: item k is caption k."""
+    encoded = [clip.encode_from_tokens(clip.tokenize(text), return_pooled=True) for text in captions]
+    return [[torch.cat([cond for cond, _ in encoded]), {"pooled_output": torch.cat([pooled for _, pooled in encoded])}]]
 
 
 def contact_sheet(pictures: torch.Tensor, columns: int = 16) -> Image.Image:
@@ -40,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--cfg", type=float, default=3.0)
+    parser.add_argument("--cfg", type=float, default=2.0)
     parser.add_argument("--number", type=int, default=256, help="held-out captions")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", help="write a contact sheet of the generated pictures to this file")
@@ -48,11 +78,12 @@ def main() -> None:
 
     scenes = held_out_scenes(args.number)
     captions = [caption(s, np.random.default_rng((3, k))) for k, s in enumerate(scenes)]
-    model, vae = load()
-    pictures = painted(scenes, args.size)
-    again = autoencoded(vae, pictures)
-    start = time.perf_counter()
-    made = generate(model, vae, captions, args.size, args.steps, args.cfg, args.seed)
+    loaded = embedded().node_table["TrajectoryLoadMiniature"].execute("landscapes (flow)").args
+    with torch.inference_mode():
+        pictures = painted(scenes, args.size)
+        again = autoencoded(loaded[2], pictures)
+        start = time.perf_counter()
+        made = generated(loaded, captions, args.size, args.steps, args.cfg, args.seed)
     seconds = time.perf_counter() - start
     table = {
         "painted": score(pictures, scenes), "autoencoded": score(again, scenes), "generated": score(made, captions),

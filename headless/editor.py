@@ -43,7 +43,7 @@ class EditorServer:
         self.runtime = runtime
         self.frontend = frontend
         self.files = files
-        self.settings: dict[str, Any] = {"Comfy.TutorialCompleted": True}  # no tour on every start
+        self.settings: dict[str, Any] = {}
         self.clients = Clients()
         self.link = ExecutorLink(self.clients)
         self.executor = PromptExecutor(self.link, runtime.node_table)
@@ -456,8 +456,8 @@ class EditorServer:
     async def get_user_files(self, request) -> web.Response:
         query = request.query
         found = self.files.listing(query.get("dir", ""), query.get("recurse") == "true")
-        if found is None:
-            raise web.HTTPNotFound
+        if found is None:  # nothing was saved there yet
+            return web.json_response([])
         folder = self.files.path(query["dir"])
         if query.get("full_info") == "true":
             return web.json_response([self.files.describe(path, folder) for path in found])

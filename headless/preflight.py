@@ -4,8 +4,11 @@ Ranges, options and types are the host's own business (`validate_prompt`); here 
 types, links, circles and sizes off the latent grid, which hosts round in silence.
 """
 
-from .errors import UnknownNodes, UserError, input_spec, label
+from .errors import UnknownNodes, UserError, label
 from .graph import unknown_line
+
+LATENT_GRID = 8
+"""Pixels that a latent stands for in the finest latents in use; coarser models cut sizes down further themselves."""
 
 
 def check_types(prompt: dict, object_info: dict, workflow: dict | None = None) -> None:
@@ -57,17 +60,17 @@ def _link_problems(prompt: dict, object_info: dict) -> list[str]:
 
 
 def _size_problems(prompt: dict, object_info: dict) -> list[str]:
-    """`width` and `height` whose schema has a step stand for latent sizes; the host would cut them down unasked."""
+    """`width` and `height` of nodes that make latents; the host would cut them down to the grid unasked."""
     problems = []
     for ident, node in prompt.items():
+        if "LATENT" not in (object_info[node["class_type"]].get("output") or []):
+            continue
         for name in ("width", "height"):
             value = node["inputs"].get(name)
-            kind, settings = input_spec(object_info, node["class_type"], name) or ("*", {})
-            step = settings.get("step") or 1
-            if kind == "INT" and isinstance(value, int) and step > 1 and value % step:
-                below = value - value % step
+            if isinstance(value, int) and value > 0 and value % LATENT_GRID:
+                below = value - value % LATENT_GRID
                 problems.append(f'{label(prompt, ident)}: input "{name}" is {value}, which is not a multiple of the '
-                                f"latent grid's {step}. Take {below or step} or {below + step}.")
+                                f"latent grid's {LATENT_GRID}. Take {below or LATENT_GRID} or {below + LATENT_GRID}.")
     return problems
 
 

@@ -28,7 +28,7 @@ def validate_prompt(prompt, node_table, targets=None):
                if getattr(node_table[node["class_type"]], "OUTPUT_NODE", False)
                and (targets is None or node_id in targets)]
     if not outputs:
-        return False, _error("prompt_no_outputs", "Prompt has no outputs"), [], {}
+        return False, _error("prompt_no_outputs", "The prompt has no output node"), [], {}
 
     check = _Check(prompt, node_table)
     good = [node_id for node_id in outputs if check.node(node_id)]
@@ -42,7 +42,7 @@ def validate_prompt(prompt, node_table, targets=None):
     if good:
         return True, None, good, node_errors
     details = "\n".join(f"{e['message']}: {e['details']}" for output in outputs for e in check.errors[output])
-    refusal = _error("prompt_outputs_failed_validation", "Prompt outputs failed validation", details)
+    refusal = _error("prompt_outputs_failed_validation", "No output of the prompt is valid", details)
     return False, refusal, [], node_errors
 
 
@@ -148,7 +148,7 @@ class _Check:
     def _link(self, checked, link, received, any_type):
         """The fault of a link, or None. Raises LookupError where the link leads nowhere, as the host does."""
         if len(link) != 2:
-            message = "Bad linked input, must be a length-2 list of [node_id, slot_index]"
+            message = "A link must be [node id, output number]"
             return checked.error("bad_linked_input", message, checked.name, received_value=link)
         source_id, slot = link
         if source_id not in self.prompt:
@@ -160,8 +160,8 @@ class _Check:
         received[checked.name] = types[slot]
         if any_type or accepts(types[slot], checked.type):
             return None
-        details = f"{checked.name}, received_type({types[slot]}) mismatch input_type({checked.type})"
-        return checked.error("return_type_mismatch", "Return type mismatch between linked nodes", details,
+        details = f"{checked.name} takes {checked.type}, but is linked to an output of type {types[slot]}"
+        return checked.error("return_type_mismatch", "Linked to an output of another type", details,
                              received_type=types[slot], linked_node=link)
 
 
@@ -190,18 +190,18 @@ class _Input:
         try:
             values[self.name] = converter(value)
         except (TypeError, ValueError, OverflowError) as error:
-            return self.error("invalid_input_type", f"Failed to convert an input value to a {self.type} value",
-                              f"{self.name}, {value}, {error}", received_value=value, exception_message=str(error))
+            return self.error("invalid_input_type", f"The value is no {self.type}",
+                              f"{self.name}: {error}", received_value=value, exception_message=str(error))
         return None
 
     def constant(self, value):
         """The fault of a constant's value: below min, above max, no option."""
         low, high = self.settings.get("min"), self.settings.get("max")
         if low is not None and value < low:
-            return self.error("value_smaller_than_min", f"Value {value} smaller than min of {low}", self.name,
+            return self.error("value_smaller_than_min", f"The value {value} is below the minimum of {low}", self.name,
                               received_value=value)
         if high is not None and value > high:
-            return self.error("value_bigger_than_max", f"Value {value} bigger than max of {high}", self.name,
+            return self.error("value_bigger_than_max", f"The value {value} is above the maximum of {high}", self.name,
                               received_value=value)
         options = self.type if isinstance(self.type, list) else self.settings.get("options")
         if options is None or not (isinstance(self.type, list) or self.type == "COMBO"):
@@ -210,10 +210,10 @@ class _Input:
         if all(one in options for one in chosen):
             return None
         if len(options) > LONG_LIST:
-            return self.error("value_not_in_list", "Value not in list",
-                              f"{self.name}: '{value}' not in (list of length {len(options)})", received_value=value,
+            return self.error("value_not_in_list", "The value is no option",
+                              f"{self.name}: {value!r} is none of {len(options)} options", received_value=value,
                               input_config=None)
-        return self.error("value_not_in_list", "Value not in list", f"{self.name}: '{value}' not in {options}",
+        return self.error("value_not_in_list", "The value is no option", f"{self.name}: {value!r} is none of {options}",
                           received_value=value)
 
 
@@ -246,7 +246,7 @@ class _OwnCheck:
         if answer is True or isinstance(answer, ExecutionBlocker):
             return []
         said = "" if answer is False else f" - {answer}"
-        return [_error("custom_validation_failed", "Custom validation failed for node", f"{name}{said}",
+        return [_error("custom_validation_failed", "The node refuses its inputs", f"{name}{said}",
                        input_name=name) for name in arguments]
 
 
@@ -255,9 +255,9 @@ def _exception(error, user, link):
     name, tb = describe_exception(error)
     what = str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error)
     if user is None:
-        return _error("exception_during_validation", "Exception when validating node", what, exception_type=name,
-                      traceback=tb)
-    return user.error("exception_during_inner_validation", "Exception when validating inner node", what,
+        return _error("exception_during_validation", "The check of the node raised an exception", what,
+                      exception_type=name, traceback=tb)
+    return user.error("exception_during_inner_validation", "The check of the linked node raised an exception", what,
                       exception_message=what, exception_type=name, traceback=tb, linked_node=link)
 
 

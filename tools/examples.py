@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "example_workflows"
 PACK = {"cnr_id": "trajectory-nodes", "ver": "0.1.0"}
 CORE = {"cnr_id": "comfy-core", "ver": "0.3.64"}
-CAPTION = "a blue day over green hills with a sun and two red houses on the left and a yellow balloon on the right"
+CAPTION = "a blue day over green hills with a sun and clouds, two red houses on the left and a red balloon on the right"
 SEEDED = ("seed", "noise_seed")
 COLUMN, ROW, GAP = 360, 26, 40
 
@@ -96,7 +96,7 @@ class Graph:
         self.bottoms[column] = top + height + 30 + GAP
 
 
-def text_to_image(graph, positive=CAPTION, seed=1, cfg=3.0, steps=20, size=128, sampler=None, sigmas=None):
+def text_to_image(graph, positive=CAPTION, seed=4, cfg=2.0, steps=20, size=128, sampler=None, sigmas=None):
     """The common trunk of the examples; returns its nodes by name."""
     loader = graph.add("TrajectoryLoadMiniature", 0)
     caption = graph.add("CLIPTextEncode", 1, "Caption", clip=(loader, "CLIP"), text=positive)
@@ -123,9 +123,9 @@ def example_text_to_image(graph):
     text_to_image(graph)
     graph.note(0, (
         "The bundled miniature paints the landscape of the **Caption**. Change its words: light (*black night, blue "
-        "night, dusk, dawn, blue day, white noon*), ground (*green hills, snow, sea, desert*), *sun* or *moon*, houses, "
-        "trees, boats, balloons with colours, counts and places.\n\nTo use a large model, replace **Load Miniature** by "
-        "its loaders; the rest of the graph stays."
+        "night, dusk, dawn, blue day, white noon*), ground (*green hills, snow, sea, desert*), *sun* or *moon*, "
+        "houses, trees, boats, balloons with colours, counts and places.\n\n"
+        "To use a large model, replace **Load Miniature** by its loaders; the rest of the graph stays."
     ))  # fmt: skip
 
 
@@ -142,9 +142,9 @@ def example_solver_and_schedule(graph):
         model=(nodes["loader"], "MODEL"),
     )  # fmt: skip
     graph.note(0, (
-        "A third-order solver in ten network calls. **Plan** shows each step before it runs: its noise levels, the order "
-        "used, and how far the weights extrapolate (kappa).\n\nTry *skip*, *order* and *method*, and watch the plan and "
-        "the picture change."
+        "A third-order solver in ten network calls. **Plan** shows each step before it runs: its noise levels, the "
+        "order used, and how far the weights extrapolate (kappa).\n\nTry *skip*, *order* and *method*, and watch the "
+        "plan and the picture change."
     ))  # fmt: skip
 
 
@@ -154,7 +154,6 @@ EXAMPLES = {"Text to image": example_text_to_image, "Solver and schedule": examp
 def thumbnail(workflow_file, edge=400, quality=88):
     """JPEG bytes of the first picture that the workflow saves, run by the command line as a user would."""
     from PIL import Image
-
     from trajectory.headless.cli import main
 
     with tempfile.TemporaryDirectory() as out:

@@ -4,7 +4,6 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
-
 from trajectory.headless.embedded import EmbeddedHost
 from trajectory.headless.graph import convert
 from trajectory.headless.overrides import apply_overrides
@@ -13,7 +12,7 @@ from trajectory.headless.workflow_file import read
 ROOT = Path(__file__).resolve().parents[1]
 EDGE, COLUMNS = 256, 4
 PICTURES = [
-    ("a blue day over green hills with a sun, two red houses on the left and a yellow balloon on the right", 1),
+    ("a blue day over green hills with a sun and clouds, two red houses on the left and a red balloon on the right", 4),
     ("a dusk over the sea with a moon and a white boat in the middle", 3),
     ("a black night over snow with a moon and three blue houses on the right", 2),
     ("a white noon over a desert with a sun and a green tree on the left", 4),

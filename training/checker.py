@@ -13,10 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
 
 from . import autoencoder
-from ._run import WORK, Progress, device_and_autocast, load_checkpoint, save_checkpoint
+from ._run import WORK, Progress, device_and_autocast, load_checkpoint, save_checkpoint, save_weights
 from .landscapes.checker import FILE, HEADS, Checker, prepare, targets
 from .landscapes.painter import paint
 from .landscapes.scene import draw_training_scene
@@ -115,15 +114,14 @@ def train(args) -> None:
         if step % 250 == 0 or step == args.steps:
             state = {"step": step, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
             save_checkpoint(CHECKPOINT, state)
-            weights = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-            save_file({k: v.cpu().contiguous() for k, v in weights.items()}, FILE, {"format": "pt"})
+            save_weights(FILE, model.state_dict())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=48)
-    parser.add_argument("--pool", type=int, default=15000, help="painted pictures")
+    parser.add_argument("--pool", type=int, default=9000, help="painted pictures")
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())
 

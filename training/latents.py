@@ -1,6 +1,6 @@
 """A pool of painted scenes as latents on disk: painting and encoding on the fly would be slower than training itself.
 
-    python -m trajectory.training.latents --size 128 --number 24000
+    python -m trajectory.training.latents --size 128 --number 16000
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def load_pool(size: int, number: int, seed: int) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--number", type=int, default=24000)
+    parser.add_argument("--number", type=int, default=16000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     build_pool(args.size, args.number, args.seed)

@@ -17,12 +17,20 @@ from functools import partial
 import numpy as np
 import torch
 from diffusers import SD3Transformer2DModel
-from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..models.captions import CaptionEncoder
 from ._muon import Muon
-from ._run import MINIATURES, WORK, Average, Progress, device_and_autocast, load_checkpoint, save_checkpoint
+from ._run import (
+    MINIATURES,
+    WORK,
+    Average,
+    Progress,
+    device_and_autocast,
+    load_checkpoint,
+    save_checkpoint,
+    save_weights,
+)
 from .landscapes.grammar import caption
 from .latents import build_pool, load_pool, pool_scene
 
@@ -89,9 +97,7 @@ def draw_sigmas(number: int, generator: torch.Generator) -> torch.Tensor:
 def export(state: dict[str, torch.Tensor]) -> None:
     """Save both parts in half precision: the transformer under diffusers' keys, which the host converts itself."""
     for part, path in (("flow.", MODEL_FILE), ("captions.", CAPTIONS_FILE)):
-        weights = {k.removeprefix(part): v.detach().cpu() for k, v in state.items() if k.startswith(part)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.half().contiguous() for k, v in weights.items()}, path, {"format": "pt"})
+        save_weights(path, {k.removeprefix(part): v for k, v in state.items() if k.startswith(part)})
 
 
 class _Captions:
@@ -176,11 +182,11 @@ def train(args) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depth", type=int, default=3, help="layers, heads, and width in units of 64")
-    parser.add_argument("--small-steps", type=int, default=12000, help="steps at 64x64 before 128x128 joins")
-    parser.add_argument("--steps", type=int, default=24000, help="steps in all")
+    parser.add_argument("--small-steps", type=int, default=3200, help="steps at 64x64 before 128x128 joins")
+    parser.add_argument("--steps", type=int, default=9000, help="steps in all")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--pool", type=int, default=24000, help="pictures painted per size")
+    parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--pool", type=int, default=16000, help="pictures painted per size")
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())
 

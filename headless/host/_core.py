@@ -1,5 +1,7 @@
 """What the modules of core nodes share: widgets that many of them have, and pictures as files."""
 
+import os
+
 import numpy as np
 from PIL import Image
 
@@ -21,3 +23,14 @@ def latent_grid(width, height):
 def picture(image):
     """IMAGE [H, W, C] in 0..1 as 8-bit Pillow image (truncated, not rounded, as the host does)."""
     return Image.fromarray(np.clip(255.0 * image.cpu().numpy(), 0, 255).astype(np.uint8))
+
+
+def write_picture(image, path, **options):
+    """Save a Pillow image as a whole: whatever stops the writing, no torn file is left under the final name."""
+    part, kind = f"{path}.part", os.path.splitext(path)[1][1:].upper()
+    try:
+        image.save(part, format=kind, **options)
+        os.replace(part, path)
+    finally:
+        if os.path.exists(part):
+            os.remove(part)

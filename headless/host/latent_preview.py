@@ -28,13 +28,13 @@ class Latent2RGBPreviewer(LatentPreviewer):
     """Linear map of the first item's channels to colours."""
 
     def __init__(self, latent_rgb_factors, latent_rgb_factors_bias=None):
-        self.factors = torch.tensor(latent_rgb_factors)
-        self.bias = None if latent_rgb_factors_bias is None else torch.tensor(latent_rgb_factors_bias)
+        self._factors = torch.tensor(latent_rgb_factors)
+        self._bias = None if latent_rgb_factors_bias is None else torch.tensor(latent_rgb_factors_bias)
 
     def decode_latent_to_preview(self, x0):
         picture = x0[0, :, 0] if x0.ndim == 5 else x0[0]
-        colours = picture.float().cpu().movedim(0, -1) @ self.factors
-        return preview_to_image(colours if self.bias is None else colours + self.bias)
+        colours = picture.float().cpu().movedim(0, -1) @ self._factors
+        return preview_to_image(colours if self._bias is None else colours + self._bias)
 
 
 def get_previewer(device, latent_format):

@@ -19,7 +19,7 @@ import latent_preview
 import node_helpers
 import numpy as np
 import torch
-from _core import CFG, SAVE_METADATA, SEED, STEPS, latent_grid, picture
+from _core import CFG, SAVE_METADATA, SEED, STEPS, latent_grid, picture, write_picture
 from comfy.cli_args import args
 from PIL import Image, ImageOps, ImageSequence
 from PIL.PngImagePlugin import PngInfo
@@ -395,7 +395,8 @@ class SaveImage:
         saved = []
         for index, image in enumerate(images):
             file = f"{name.replace('%batch_num%', str(index))}_{counter + index:05}_.png"
-            picture(image).save(os.path.join(folder, file), pnginfo=metadata, compress_level=self.compress_level)
+            write_picture(picture(image), os.path.join(folder, file), pnginfo=metadata,
+                          compress_level=self.compress_level)
             saved.append({"filename": file, "subfolder": subfolder, "type": self.type})
         return {"ui": {"images": saved}}
 

@@ -119,9 +119,10 @@ def embedded_host() -> Host:
     os.chdir(base)
     host = embedded()
     import folder_paths
-    import nodes
     from trajectory.headless.execution import PromptExecutor
     from trajectory.headless.validation import validate_prompt
+
+    import nodes
 
     for kind in ("input", "output", "temp", "user"):
         getattr(folder_paths, f"set_{kind}_directory")(str(base / kind))

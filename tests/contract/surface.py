@@ -56,6 +56,14 @@ def _targets(node: ast.stmt) -> list[str]:
     return []
 
 
+def _published(tree: ast.Module) -> list[str] | None:
+    """The names in a module's ``__all__``, None where it has none."""
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign) and getattr(statement.targets[0], "id", "") == "__all__":
+            return list(ast.literal_eval(statement.value))
+    return None
+
+
 def _reexports(node: ast.stmt, module: str, is_package: bool, modules: set[str]) -> dict[str, str]:
     """{public name: private module it stands for ('' when it is a plain symbol)} that an import statement publishes."""
     if not isinstance(node, ast.ImportFrom):
@@ -80,8 +88,8 @@ def claimed_names(root: Path) -> dict[str, list[str]]:
     """{module: [public names]} of every stand-in module below ``root``, by reading its source.
 
     Modules whose name starts with an underscore count under the public names that their package gives them
-    (``comfy_api.latest._io`` as ``comfy_api.latest.io``). Imports are public only where a package, or such a module,
-    re-exports host symbols.
+    (``comfy_api.latest._io`` as ``comfy_api.latest.io``). ``__all__`` decides what is public where a module has one;
+    otherwise imports are public only where a package re-exports host symbols.
     """
     files = {module_name(root, f): f for f in sorted(root.rglob("*.py")) if "__pycache__" not in f.parts}
     modules = set(files)
@@ -94,12 +102,18 @@ def claimed_names(root: Path) -> dict[str, list[str]]:
         is_package = file.name == "__init__.py"
         names: list[str] = []
         claims[public] = names
-        for statement in ast.parse(file.read_text(encoding="utf-8")).body:
-            names += _targets(statement)
-            if not is_package and public == module:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        published = _published(tree)
+        if published is not None:
+            names += published
+        for statement in tree.body:
+            if published is None:
+                names += _targets(statement)
+            if not is_package:
                 continue
             for name, private in _reexports(statement, module, is_package, modules).items():
-                names.append(name)
+                if published is None:
+                    names.append(name)
                 if private and not name.startswith("_"):
                     read(f"{public}.{name}", private)
         claims[public] = sorted({n for n in names if not n.startswith("_")})

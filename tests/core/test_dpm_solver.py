@@ -43,7 +43,11 @@ def references():
     return found
 
 
-@pytest.mark.parametrize("options, order", ORDERS, ids=lambda v: "-".join(map(str, v.values())) if isinstance(v, dict) else "")
+def words(options):
+    return "-".join(map(str, options.values())) if isinstance(options, dict) else ""
+
+
+@pytest.mark.parametrize("options, order", ORDERS, ids=words)
 @pytest.mark.parametrize("name", PATHS)
 def test_order_of_convergence(references, name, options, order):
     path, (x, reference) = PATHS[name], references[name]
@@ -56,15 +60,13 @@ def test_order_of_convergence(references, name, options, order):
 
 
 @pytest.mark.parametrize("name", PATHS)
-def test_third_order_beats_the_published_update_by_far(references, name):
-    """With the authors' second difference (half as large) the order drops to 2; ours is at least 5 times closer."""
+def test_third_order_beats_second_order_by_far(references, name):
     path, (x, reference) = PATHS[name], references[name]
     grid = uniform_lam(path, *SPANS[name], 160)
-    error = {
-        order: float((run(plan_dpm_solver, path, two_modes(path), grid, x, order=order, start="rk", **EXACT)[0] - reference)
-                     .abs().mean())
-        for order in (2, 3)
-    }  # fmt: skip
+    error = {}
+    for order in (2, 3):
+        result, _ = run(plan_dpm_solver, path, two_modes(path), grid, x, order=order, start="rk", **EXACT)
+        error[order] = float((result - reference).abs().mean())
     assert error[3] < error[2] / 5
 
 
@@ -111,7 +113,8 @@ def test_one_call_an_interval_and_the_last_step_to_zero_is_the_prediction(name, 
 
 
 @pytest.mark.parametrize("order, steps, groups", [
-    (3, 9, [3, 3, 2, 1]), (3, 10, [3, 3, 3, 1]), (3, 11, [3, 3, 3, 2]), (2, 7, [2, 2, 2, 1]), (1, 3, [1, 1, 1]), (3, 0, []),
+    (3, 9, [3, 3, 2, 1]), (3, 10, [3, 3, 3, 1]), (3, 11, [3, 3, 3, 2]), (3, 0, []), (2, 7, [2, 2, 2, 1]),
+    (1, 3, [1, 1, 1]),
 ])  # fmt: skip
 def test_singlestep_budget_of_the_paper(order, steps, groups):
     assert singlestep_groups(steps, order) == groups
@@ -132,10 +135,11 @@ def test_the_state_after_sigma_zero_is_kept():
     assert torch.equal(short, long)
 
 
-@pytest.mark.parametrize("options", [{"order": 3}, {"order": 3, "method": "singlestep"}, {"corrector": "unic", "order": 3}])
+@pytest.mark.parametrize("options", [{}, {"method": "singlestep"}, {"corrector": "unic"}, {"variant": "midpoint"}])
 def test_duplicate_sigmas_are_harmless(options):
     path, x = PATHS["ve"], start(PATHS["ve"], 5.0)
-    result, _ = run(plan_dpm_solver, path, gaussian(path), [5.0, 5.0, 3.0, 3.0, 3.0, 1.0, 0.5, 0.5], x, **options)
+    sigmas = [5.0, 5.0, 3.0, 3.0, 3.0, 1.0, 0.5, 0.5]
+    result, _ = run(plan_dpm_solver, path, gaussian(path), sigmas, x, order=2 if "variant" in options else 3, **options)
     assert torch.isfinite(result).all()
     assert (result - gaussian_flow_map(path, x, 5.0, 0.5)).abs().max() < 0.5
 
@@ -158,7 +162,9 @@ def test_the_guard_lowers_the_order_where_the_weights_extrapolate():
     assert guarded.steps[4].order < 3 and guarded.steps[4].kappa <= 6
 
 
-@pytest.mark.parametrize("setting, orders", [("on", [1, 2, 3, 2, 1]), ("off", [1, 2, 3, 3, 3]), ("auto", [1, 2, 3, 2, 1])])
+@pytest.mark.parametrize(
+    "setting, orders", [("on", [1, 2, 3, 2, 1]), ("off", [1, 2, 3, 3, 3]), ("auto", [1, 2, 3, 2, 1])]
+)
 def test_lower_order_final(setting, orders):
     sigmas = np.geomspace(10, 1, 6).tolist()
     plan = plan_dpm_solver(sigmas, Schedule(), order=3, lower_order_final=setting, guard=0)
@@ -180,7 +186,8 @@ def test_starts():
 
 @pytest.mark.parametrize("options", [
     {}, {"order": 3}, {"order": 2, "prediction": "noise"}, {"order": 2, "method": "singlestep"},
-    {"order": 3, "method": "singlestep", "prediction": "noise"}, {"order": 2, "corrector": "unic"}, {"order": 3, "start": "rk"},
+    {"order": 3, "method": "singlestep", "prediction": "noise"}, {"order": 2, "corrector": "unic"},
+    {"order": 3, "start": "rk"},
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("name", PATHS)
 def test_with_noise_the_end_has_the_distribution_of_the_data(name, options):

@@ -53,10 +53,12 @@ def test_any_basis_against_adaptive_quadrature(path, basis, prediction):
         "derivative": lambda s: 1.0,
     }[prediction]
     table = [float(u(node)) for node in nodes]
-    expected = [
-        quad(lambda s, j=j: measure(s) * lagrange(table, np.array([float(u(s))]))[j, 0], sigma_a, sigma_b, epsrel=1e-13)[0]
-        for j in range(3)
-    ]
+
+
+    def integrand(s, j):
+        return measure(s) * lagrange(table, np.array([float(u(s))]))[j, 0]
+
+    expected = [quad(integrand, sigma_a, sigma_b, args=(j,), epsrel=1e-13)[0] for j in range(3)]
     assert np.allclose(weights(path, prediction, basis, nodes, sigma_a, sigma_b).nodes, expected, atol=1e-11)
 
 
@@ -65,7 +67,8 @@ def test_any_basis_against_adaptive_quadrature(path, basis, prediction):
 def test_first_order_is_the_same_step_in_every_prediction(path, prediction):
     x, denoised, sigma_a, sigma_b = 1.7, 0.4, 0.8, 0.3
     alpha = float(path.alpha(sigma_a))
-    p = {"data": denoised, "noise": (x - alpha * denoised) / sigma_a, "derivative": (x - denoised) / sigma_a}[prediction]
+    noise, derivative = (x - alpha * denoised) / sigma_a, (x - denoised) / sigma_a
+    p = {"data": denoised, "noise": noise, "derivative": derivative}[prediction]
     got = weights(path, prediction, "logSNR", [sigma_a], sigma_a, sigma_b)
     closed = first_order(path, sigma_a, sigma_b)
     assert got.carry * x + got.nodes[0] * p == pytest.approx(closed.carry * x + closed.nodes[0] * denoised, abs=1e-13)

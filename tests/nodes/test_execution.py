@@ -3,6 +3,7 @@
 import asyncio
 import json
 
+import comfy.model_management
 import comfy.utils
 import pytest
 import torch
@@ -164,6 +165,10 @@ class V3Switch(io.ComfyNode):
         return io.NodeOutput(a if first else b)
 
 
+def fingerprint(file):
+    return float("nan") if outside[file] == "always new" else outside[file]
+
+
 class V1File:
     """Reads something outside the graph."""
 
@@ -177,7 +182,7 @@ class V1File:
 
     @classmethod
     def IS_CHANGED(cls, file):
-        return outside[file]
+        return fingerprint(file)
 
     @classmethod
     def VALIDATE_INPUTS(cls, file):
@@ -196,7 +201,7 @@ class V3File(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file):
-        return outside[file]
+        return fingerprint(file)
 
     @classmethod
     def validate_inputs(cls, file):
@@ -274,7 +279,8 @@ class V3Gate(io.ComfyNode):
 
 
 class V1Steps:
-    """Takes `steps` steps, or breaks after `breaks` of them."""
+    """Takes `steps` steps, or breaks after `breaks` of them. Looks itself whether to stop, as nodes should: newer hosts
+    do not call the hook of a progress bar, which does it, more than ten times a second."""
 
     RETURN_TYPES = ("INT",)
     FUNCTION = "run"
@@ -290,6 +296,7 @@ class V1Steps:
         for step in range(steps):
             if breaks and step == breaks:
                 raise RuntimeError("the wheel came off")
+            comfy.model_management.throw_exception_if_processing_interrupted()
             bar.update_absolute(step + 1)
         return (value,)
 
@@ -550,7 +557,7 @@ def test_a_file_that_changed_is_read_again(host, style):
 
 
 def test_nan_means_always_again(host, style):
-    outside["a"] = float("nan")
+    outside["a"] = "always new"
     for _ in range(2):
         host.run({"1": node(f"{style}File", file="a"), "2": node(f"{style}Show", value=["1", 0])})
     assert calls.count(f"{style}File") == 2
@@ -670,9 +677,12 @@ def test_the_events_of_a_run(host):
     running = [data["node"] for event, data in events if event == "executing"]
     assert sorted(running) == ["1", "2", "3", "4"] and running.index("2") < running.index("3")
     steps = [data for event, data in events if event == "progress"]
-    assert [(s["value"], s["max"], s["node"]) for s in steps] == [(i, 5, "3") for i in range(1, 6)]
+    values = [step["value"] for step in steps]
+    assert values == sorted(values) and values[0] == 1 and values[-1] == 5
+    assert values == [1, 2, 3, 4, 5] or host.name != "embedded"
+    assert {(step["max"], step["node"]) for step in steps} == {(5, "3")}
     state = next(data["nodes"]["3"] for event, data in events if event == "progress_state" and
-                 data["nodes"].get("3", {}).get("value") == 4)
+                 data["nodes"].get("3", {}).get("value") == 1)
     assert (state["state"], state["max"], state["display_node_id"]) == ("running", 5, "3")
     assert all(data.get("prompt_id") == PROMPT_ID for event, data in events if isinstance(event, str))
     assert [event for event, _ in result.messages] == ["execution_start", "execution_cached", "execution_success"]
@@ -693,7 +703,7 @@ def test_a_failure_keeps_what_is_finished(host):
 
 def test_an_interruption_stops_at_the_next_step_and_keeps_what_is_finished(host):
     def stop(event, data):
-        if event == "progress" and data["value"] == 2:
+        if event == "progress" and data["value"] == 1:
             host.interrupt()
 
     result = host.run(stepping(), on_event=stop)

@@ -1,4 +1,4 @@
-"""What every SAMPLER of the pack must do inside a host, whatever its method. A new node joins by one line in SAMPLERS."""
+"""What every SAMPLER of the pack must do inside a host, whatever its method. A node joins by one line in SAMPLERS."""
 
 import comfy.model_management
 import comfy.sample

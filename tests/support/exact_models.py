@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-
 from trajectory.samplers.model import Schedule
 from trajectory.samplers.paths import FLOW, VE
 from trajectory.samplers.plan import execute

@@ -261,7 +261,7 @@ def start_slow_run(folder, deaf):
     process = subprocess.Popen([sys.executable, "-c", SLOW_NODE, "run", "slow.json"], cwd=folder, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                env=os.environ | {"OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not (folder / "slow node runs").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     return process
@@ -271,7 +271,7 @@ def start_slow_run(folder, deaf):
 def test_ctrl_c_stops_at_the_next_step_and_keeps_what_is_finished(folder):
     process = start_slow_run(folder, deaf=False)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert out == f"Keep it (#9): {Path('out/x_00001_.png')}\n"
     assert "Stopping at the next step" in err and "stopped. Finished: Picture" in err and "Traceback" not in err
@@ -286,7 +286,7 @@ def test_second_ctrl_c_kills(folder):
         if "Stopping" in line:
             break
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
 from trajectory.headless import graph
 from trajectory.training.landscapes import checker
 

@@ -308,6 +308,11 @@ def _paint_group(canvas, group: Group, scene: Scene, light: _Light, rng):
         _PAINT_OBJECT[group.kind](pen, colour)
 
 
+def group_centre(group: Group) -> tuple[float, float]:
+    """About where the middle of a group stands, in unit coordinates (x to the right, y downwards)."""
+    return _PLACE_X[group.place], 0.27 if group.kind == "balloon" else 0.76
+
+
 def paint(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
     """Paint `scene` as float32 [size, size, 3] in 0..1. What the scene leaves open (where hills roll, clouds drift) is
     drawn from `rng`, in the same order for every size: one seed gives one picture at all resolutions."""

@@ -1,10 +1,10 @@
 """Graphs that a node writes (expansion), links, and the value that blocks everything downstream of it."""
 
 
-def is_link(value) -> bool:
+def is_link(obj) -> bool:
     """Whether an input's value is `[node id, output index]`."""
-    return (isinstance(value, list) and len(value) == 2
-            and isinstance(value[0], str) and isinstance(value[1], (int, float)))
+    return (isinstance(obj, list) and len(obj) == 2
+            and isinstance(obj[0], str) and isinstance(obj[1], (int, float)))
 
 
 class ExecutionBlocker:

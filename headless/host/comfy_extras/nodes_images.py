@@ -38,9 +38,10 @@ class SaveAnimatedWEBP:
             filename_prefix, folder_paths.get_output_directory(), width, height)
         first, *rest = [_core.picture(image) for image in images]
         file = f"{name}_{counter:05}_.webp"
-        first.save(os.path.join(folder, file), save_all=True, append_images=rest, duration=int(1000.0 / fps),
-                   exif=self._exif(first, prompt, extra_pnginfo), lossless=lossless, quality=quality,
-                   method=self.methods[method])
+        _core.write_picture(
+            first, os.path.join(folder, file), save_all=True, append_images=rest, duration=int(1000.0 / fps),
+            exif=self._exif(first, prompt, extra_pnginfo), lossless=lossless, quality=quality,
+            method=self.methods[method])
         saved = [{"filename": file, "subfolder": subfolder, "type": "output"}]
         return {"ui": {"images": saved, "animated": (len(images) != 1,)}}
 

@@ -9,7 +9,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ._schema import HiddenHolder, Schema
 
 
-class UIOutput(ABC):
+class _UIOutput(ABC):
     """Something that the editor shows on the node."""
 
     @abstractmethod
@@ -20,7 +20,7 @@ class UIOutput(ABC):
 class NodeOutput:
     """Return value of a node: one value an output, and optionally UI data, an expansion graph or a reason to block."""
 
-    def __init__(self, *args: Any, ui: UIOutput | dict = None, expand: dict = None, block_execution: str = None):
+    def __init__(self, *args: Any, ui: _UIOutput | dict = None, expand: dict = None, block_execution: str = None):
         self.args = args
         self.ui = ui
         self.expand = expand
@@ -116,14 +116,14 @@ class ComfyNode:
     def INPUT_TYPES(cls, include_hidden=True, return_schema=False):
         """Asked anew each time: options such as file lists may have changed."""
         schema = cls.FINALIZE_SCHEMA()
-        inputs = schema.input_types()
+        inputs = schema._input_types()
         if not include_hidden:
             inputs.pop("hidden", None)
         return (inputs, schema) if return_schema else inputs
 
     @classmethod
     def GET_NODE_INFO_V1(cls) -> dict:
-        return cls.GET_SCHEMA().object_info(cls.RELATIVE_PYTHON_MODULE)
+        return cls.GET_SCHEMA()._object_info(cls.RELATIVE_PYTHON_MODULE)
 
     @classmethod
     def PREPARE_CLASS_CLONE(cls, hidden_inputs: dict | None) -> type["ComfyNode"]:

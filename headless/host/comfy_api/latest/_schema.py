@@ -35,9 +35,9 @@ class HiddenHolder:
         return None
 
     @classmethod
-    def from_dict(cls, values: dict | None):
+    def from_dict(cls, d: dict | None):
         """From {Hidden member: value}; a member equals its V1 name."""
-        values = values or {}
+        values = d or {}
         return cls(**{member.name: values.get(member) for member in Hidden})
 
 
@@ -85,7 +85,7 @@ class Schema:
             if output.id is None:
                 output.id = f"_{index}_{output.io_type}_"
 
-    def input_types(self):
+    def _input_types(self):
         """V1's INPUT_TYPES: {"required": {id: (type, settings)}, "optional": ..., "hidden": {name: (V1 name,)}}."""
         groups = {"required": {}}
         for i in self.inputs or ():
@@ -96,9 +96,9 @@ class Schema:
             groups["hidden"] = {hidden.name: (hidden.value,) for hidden in self.hidden}
         return groups
 
-    def object_info(self, python_module):
+    def _object_info(self, python_module):
         """The node's entry in `/object_info`, keys in the host's order."""
-        inputs = self.input_types()
+        inputs = self._input_types()
         outputs = self.outputs or ()
         return {
             "input": inputs,

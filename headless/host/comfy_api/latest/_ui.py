@@ -6,11 +6,11 @@ import random
 
 import folder_paths
 import torch
-from _core import picture
+from _core import picture, write_picture
 from comfy.cli_args import args
 from PIL.PngImagePlugin import PngInfo
 
-from ._node import ComfyNode, UIOutput
+from ._node import ComfyNode, _UIOutput
 from ._types import FolderType
 
 __all__ = ["ImageSaveHelper", "PreviewImage", "PreviewMask", "PreviewText", "SavedImages", "SavedResult"]
@@ -35,7 +35,7 @@ class SavedResult(dict):
         return FolderType(self["type"])
 
 
-class SavedImages(UIOutput):
+class SavedImages(_UIOutput):
     def __init__(self, results: list[SavedResult], is_animated: bool = False):
         self.results = results
         self.is_animated = is_animated
@@ -56,7 +56,7 @@ class ImageSaveHelper:
         results = []
         for index, image in enumerate(images):
             file = f"{name.replace('%batch_num%', str(index))}_{counter + index:05}_.png"
-            picture(image).save(os.path.join(folder, file), pnginfo=metadata, compress_level=compress_level)
+            write_picture(picture(image), os.path.join(folder, file), pnginfo=metadata, compress_level=compress_level)
             results.append(SavedResult(file, subfolder, folder_type))
         return results
 
@@ -71,8 +71,9 @@ class ImageSaveHelper:
         folder, name, counter, subfolder = _destination(filename_prefix, folder_type, images)
         first, *rest = [picture(image) for image in images]
         file = f"{name}_{counter:05}_.webp"
-        first.save(os.path.join(folder, file), save_all=True, append_images=rest, duration=int(1000.0 / fps),
-                   exif=_exif(first, cls), lossless=lossless, quality=quality, method=method)
+        write_picture(
+            first, os.path.join(folder, file), save_all=True, append_images=rest, duration=int(1000.0 / fps),
+            exif=_exif(first, cls), lossless=lossless, quality=quality, method=method)
         return SavedResult(file, subfolder, folder_type)
 
     @staticmethod
@@ -83,7 +84,7 @@ class ImageSaveHelper:
         return SavedImages([saved], is_animated=len(images) > 1)
 
 
-class PreviewImage(UIOutput):
+class PreviewImage(_UIOutput):
     """IMAGE batch [B, H, W, C] shown on the node, kept in the temp folder."""
 
     def __init__(self, image: torch.Tensor, animated: bool = False, cls: type[ComfyNode] = None, **kwargs):
@@ -104,7 +105,7 @@ class PreviewMask(PreviewImage):
         super().__init__(grey, animated, cls, **kwargs)
 
 
-class PreviewText(UIOutput):
+class PreviewText(_UIOutput):
     def __init__(self, value: str, **kwargs):
         self.value = value
 
