@@ -28,15 +28,15 @@ def autoencoded(vae, pictures: torch.Tensor) -> torch.Tensor:
     return torch.cat([vae.decode(vae.encode(part)) for part in pictures.split(32)])
 
 
-def generated(loaded, captions, size, steps, cfg, seed, batch=32) -> torch.Tensor:
+def generated(node_table, captions, size, steps, cfg, seed, batch=16) -> torch.Tensor:
     """A picture for each caption, [B, size, size, 3], by what the nodes of 'Text to image' do.
 
     The solver stands at its defaults, the schedule is `simple`; picture k starts from the noise of seed + k.
     """
     import comfy.samplers
 
-    model, clip, vae = loaded
-    solver_node = embedded().node_table["TrajectoryDPMSolverSampler"]
+    model, clip, vae = node_table["TrajectoryLoadMiniature"].execute("landscapes (flow)").args
+    solver_node = node_table["TrajectoryDPMSolverSampler"]
     solver = solver_node.execute(**{i.id: i.default for i in solver_node.GET_SCHEMA().inputs}).args[0]
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
     pictures = []
@@ -78,12 +78,13 @@ def main() -> None:
 
     scenes = held_out_scenes(args.number)
     captions = [caption(s, np.random.default_rng((3, k))) for k, s in enumerate(scenes)]
-    loaded = embedded().node_table["TrajectoryLoadMiniature"].execute("landscapes (flow)").args
+    node_table = embedded().node_table
+    vae = node_table["TrajectoryLoadMiniature"].execute("landscapes (flow)").args[2]
     with torch.inference_mode():
         pictures = painted(scenes, args.size)
-        again = autoencoded(loaded[2], pictures)
+        again = autoencoded(vae, pictures)
         start = time.perf_counter()
-        made = generated(loaded, captions, args.size, args.steps, args.cfg, args.seed)
+        made = generated(node_table, captions, args.size, args.steps, args.cfg, args.seed)
     seconds = time.perf_counter() - start
     table = {
         "painted": score(pictures, scenes), "autoencoded": score(again, scenes), "generated": score(made, captions),

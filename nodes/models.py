@@ -89,6 +89,8 @@ class TrajectoryLoadMiniature(io.ComfyNode):
 
     @classmethod
     def execute(cls, model):
+        if model not in _MINIATURES:
+            raise ValueError(f"model is {model!r}; choose one of {', '.join(_MINIATURES)}")
         flow, captions, autoencoder = (load_weights(stem, model) for stem in _MINIATURES[model])
         patcher = comfy.sd.load_diffusion_model_state_dict(flow, model_options=dict(_OPTIONS))
         vae = comfy.sd.VAE(sd=autoencoder, dtype=torch.float32)

@@ -26,11 +26,11 @@ class TimeSkipScheduler(io.ComfyNode):
                     "What is spaced evenly: logSNR (small pictures), time_uniform (Stable Diffusion's habit), "
                     "time_quadratic (DEIS), rho (Karras: a power of sigma).")),
                 io.Float.Input("exponent", default=0.0, min=0.0, max=20.0, step=0.1, tooltip=(
-                    "Power p of the spacing: even in t^(1/p) or sigma^(1/p). 0 takes the usual one: 1, 2 and 7. "
-                    "logSNR has none.")),
-                io.Float.Input("t_start", default=1.0, min=0.0, max=1.0, step=0.001, tooltip=(
+                    "Power p of the spacing: even in t^(1/p) or sigma^(1/p). 0 takes the usual one: 1, 2 and 7; "
+                    "otherwise 0.1 or more. logSNR has none.")),
+                io.Float.Input("t_start", default=1.0, min=0.001, max=1.0, step=0.001, tooltip=(
                     "Model time of the first sigma: 1 is pure noise.")),
-                io.Float.Input("t_end", default=0.001, min=0.0, max=1.0, step=0.0001, round=0.00001, tooltip=(
+                io.Float.Input("t_end", default=0.001, min=0.0001, max=1.0, step=0.0001, round=0.00001, tooltip=(
                     "Model time of the last sigma above 0. Up to 15 steps 0.001 is good, beyond it 0.0001; tables end "
                     "at one step of training, often 0.001.")),
                 io.Boolean.Input("append_zero", default=True, tooltip=(

@@ -4,7 +4,7 @@ The two methods differ in where the prediction is known: at the past points of S
 the step that SIGMAS itself supplies (singlestep).
 """
 
-from .integrator import STARTS, Integrator, plan_multistep, record_step, until_zero
+from .integrator import STARTS, Integrator, plan_multistep, record_step, usable
 from .plan import Plan, plan_sampler
 from .weights import BASES, VARIANTS, basis_function
 
@@ -33,7 +33,7 @@ def plan_dpm_solver(
     """
     check_options(method, order, prediction, basis, variant, lower_order_final, start, corrector, tau)
     u = basis_function(AUTO_BASIS[prediction] if basis == "auto" else basis, schedule)
-    sigmas = until_zero(sigmas)
+    sigmas = usable(sigmas, schedule.path, tau)
     plan = Plan()
     integrator = Integrator(plan, schedule.path, u, prediction, variant, tau, guard)
     if method == "singlestep":

@@ -4,6 +4,7 @@ Every solver of this pack that interpolates a prediction is a choice of where th
 SIGMAS, points inside the step, the end point) and is written with an `Integrator`.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,9 +127,23 @@ class Integrator:
         return self.advance(out, state, nodes, first.sigma, sigma_b, carried=carried, variant=variant)
 
 
-def until_zero(sigmas):
-    """SIGMAS up to the first 0: the state there is clean, and nothing is known of a way up from it."""
-    return sigmas[: sigmas.index(0) + 1] if 0 in sigmas else sigmas
+def usable(sigmas, path, tau=0.0):
+    """SIGMAS up to the first 0: the state there is clean, and nothing is known of a way up from it.
+
+    Raises ValueError, naming the entry and the fix, for values that no model has and for noise on the way up.
+    """
+    highest = 1.0 if path.name == "flow" else math.inf
+    for i, sigma in enumerate(sigmas):
+        if not 0 <= sigma <= highest + 1e-6 or math.isinf(sigma):
+            limits = "between 0 and 1 for a flow model" if path.name == "flow" else "0 or more"
+            raise ValueError(f"sigmas[{i}] is {sigma}; it must be {limits}. Connect a schedule made for this model")
+    sigmas = [min(sigma, highest) for sigma in sigmas]
+    sigmas = sigmas[: sigmas.index(0) + 1] if 0 in sigmas else sigmas
+    for i, (before, after) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+        if tau > 0 and after > before:
+            raise ValueError(f"sigmas[{i + 1}] is {after}, above the {before} before it, but tau is {tau}: fresh noise "
+                             "needs a falling schedule. Set tau to 0, or sort SIGMAS")
+    return sigmas
 
 
 def record_step(plan, sigma_a, sigma_b, nodes, calls_before, kappa, note=""):
@@ -144,7 +159,8 @@ def plan_multistep(integrator, sigmas, orders, start, correct):
         if correct and pending is not None:
             corrected = f"c{i}"
             state, nodes, sigma_from, noises = pending
-            integrator.advance(corrected, state, [node, *nodes], sigma_from, sigma_a, noises=noises)
+            # the start stays first, for the variant's factor and the guard count from it
+            integrator.advance(corrected, state, [nodes[0], node, *nodes[1:]], sigma_from, sigma_a, noises=noises)
             plan.result = corrected
         state, out = plan.result, f"x{i + 1}"
         nodes, note = [node, *history][:order], ""

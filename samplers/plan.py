@@ -124,8 +124,9 @@ def dynamic_threshold(denoised, quantile):
 
     For models that work on pixels in [-1, 1]; latents have no such range.
     """
-    limit = torch.quantile(denoised.flatten(1).abs().float(), quantile, dim=1).clamp(min=1.0)
-    limit = limit.to(denoised.dtype).view(-1, *[1] * (denoised.ndim - 1))
+    size = denoised.flatten(1).abs()
+    limit = size.kthvalue(max(1, round(quantile * size.shape[1])), dim=1).values.clamp(min=1.0)
+    limit = limit.view(-1, *[1] * (denoised.ndim - 1))
     return denoised.clamp(-limit, limit) / limit
 
 

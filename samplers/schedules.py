@@ -17,7 +17,7 @@ def time_skip(schedule, steps, skip="logSNR", exponent=0.0, t_start=1.0, t_end=1
     schedule: `model.Schedule` of the model. skip: one of SKIPS. exponent: p, 0 = the usual one of the skip. t_start,
     t_end: the model's own time in (0, 1]; below the first entry of the model's table its smallest sigma is meant.
     append_zero: the last level becomes 0 after `steps` levels above it, so that `steps` is the number of calls.
-    denoise: below 1 the schedule of round(steps / denoise) steps is made and its last `steps` are kept.
+    denoise: below 1 the schedule of int(steps / denoise) steps is made and its last `steps` are kept.
     Raises ValueError for a model without a table or values out of range.
     """
     time, path = schedule.time, schedule.path
@@ -27,8 +27,8 @@ def time_skip(schedule, steps, skip="logSNR", exponent=0.0, t_start=1.0, t_end=1
         raise ValueError(f"skip is {skip!r}; choose one of {', '.join(SKIPS)}")
     if not 0 < t_end < t_start <= 1:
         raise ValueError(f"t_start is {t_start} and t_end is {t_end}; they must hold 0 < t_end < t_start <= 1")
-    if exponent < 0:
-        raise ValueError(f"exponent is {exponent}; it must be positive, or 0 for the usual one of the skip")
+    if exponent != 0 and exponent < 0.1:
+        raise ValueError(f"exponent is {exponent}; it must be 0.1 or more, or 0 for the usual one of the skip")
     if denoise <= 0:
         return []
     total = max(steps, int(steps / denoise))

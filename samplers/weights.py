@@ -134,7 +134,7 @@ VARIANTS = {"taylor": None, "midpoint": _midpoint, "bh1": _bh1}
 
 
 def with_variant(weights, variant, prediction, span):
-    """Scale the derivative term of a two-node step; others are returned as they are (there it cancels)."""
+    """Scale the derivative term of a two-node step whose first node is its start; others stay (there it cancels)."""
     factor = VARIANTS[variant]
     if factor is None or len(weights.nodes) != 2 or span == 0:
         return weights

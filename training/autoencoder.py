@@ -98,12 +98,13 @@ def train(args) -> AutoencoderTiny:
         optimiser.load_state_dict(state["optimiser"])
     print(f"painting, then training from step {step}", flush=True)
     pool = paint_pool(args.pool, 128, args.seed) + paint_pool(args.pool // 4, 64, args.seed + 1)
-    rng = np.random.default_rng((args.seed, step))
     progress = Progress(args.steps, step)
     while step < args.steps:
         frozen = step >= args.encoder_steps
         if step == args.encoder_steps:
             optimiser = _optimiser(model, "decoder")
+        rng = np.random.default_rng((args.seed, step))  # tied to the step: a resumed run draws what a whole one draws
+        torch_rng.manual_seed(int(rng.integers(2**62)))
         target = _batch(pool, args.crop, args.batch, rng).to(device, memory_format=torch.channels_last)
         with autocast:
             with torch.set_grad_enabled(not frozen):

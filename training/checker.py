@@ -94,13 +94,13 @@ def train(args) -> None:
         part = slice(0, args.pool // 3)
         pictures = torch.cat([pictures, _autoencode(pictures[part])])
         classes = {k: torch.cat([v, v[part]]) for k, v in classes.items()}
-    rng = np.random.default_rng((args.seed, step))
     progress = Progress(args.steps, step)
     model.train()
     while step < args.steps:
         for group in optimiser.param_groups:
             decay = 0.01 + 0.99 * (1 + math.cos(math.pi * step / args.steps)) / 2
             group["lr"] = 2e-3 * min(1, (step + 1) / 100) * decay
+        rng = np.random.default_rng((args.seed, step))  # tied to the step: a resumed run draws what a whole one draws
         indices = torch.from_numpy(rng.integers(len(pictures), size=args.batch))
         batch = _augment(pictures[indices], rng).to(device, memory_format=torch.channels_last)
         with autocast:

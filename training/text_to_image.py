@@ -148,14 +148,14 @@ def train(args) -> None:
         average.state = {k: v.to(device) for k, v in state["average"].items()}
     pools = {}
     captions = _Captions(model, args.pool, args.seed)
-    rng = np.random.default_rng((args.seed, step))
-    generator.manual_seed(args.seed + step)
     progress, saved = Progress(args.steps, step), time.monotonic()
     while step < args.steps:
         size = _size(step, args.small_steps)
         if size not in pools:
             build_pool(size, args.pool, args.seed)
             pools[size] = load_pool(size, args.pool, args.seed)
+        rng = np.random.default_rng((args.seed, step))  # tied to the step: a resumed run draws what a whole one draws
+        generator.manual_seed(int(rng.integers(2**62)))
         indices = rng.integers(len(pools[size]), size=args.batch)
         clean = pools[size][indices].float()
         noise = torch.randn(clean.shape, generator=generator)

@@ -79,7 +79,7 @@ def test_exact_for_a_constant_prediction(name, options):
     x = start(path, 0.9)
     model, exact = {
         "data": (lambda x, s, **_: torch.full_like(x, c), x / 9 + 8 / 9 * c),
-        "noise": (lambda x, s, **_: (x - s[0] * c) / path.alpha(float(s[0])),
+        "noise": (lambda x, s, **_: (x - s[0] * c) / float(path.alpha(float(s[0]))),
                   alpha_b / alpha_a * x + alpha_b * (0.1 / alpha_b - 0.9 / alpha_a) * c),
         "derivative": (lambda x, s, **_: x - s[0] * c, x - 0.8 * c),
     }[options.get("prediction", "data")]  # fmt: skip
@@ -202,6 +202,38 @@ def test_with_noise_the_end_has_the_distribution_of_the_data(name, options):
     assert float(result.mean()) == pytest.approx(alpha_b * 0.3, abs=4 * deviation / items**0.5)
     # half a percent for the discretisation of 60 steps
     assert float(result.std()) == pytest.approx(deviation, rel=4 / (2 * items) ** 0.5 + 0.005)
+
+
+@pytest.mark.parametrize("variant", ["taylor", "midpoint", "bh1"])
+def test_the_first_correction_is_unic_1(variant):
+    """UniC-1 (Zhao et al. 2023, section 3.1): B(h)/2 (D_b - D_a) on top of the first-order step, B = e^h - 1 or h."""
+    h = np.log(2.0)
+    plan = plan_dpm_solver([10.0, 5.0, 2.0], Schedule(), order=1, corrector="unic", variant=variant)
+    weights = {slot: w for w, slot in next(op for op in plan.operations if op.out == "c1").terms}
+    whole = 1 - np.exp(-h)
+    new = {"taylor": (h - whole) / h, "midpoint": whole / 2, "bh1": h / 2}[variant]
+    assert weights == pytest.approx({"x": 0.5, "D0": whole - new, "D1": new})
+
+
+def test_a_guard_that_drops_the_new_point_leaves_the_predictor():
+    plan = plan_dpm_solver([10.0, 5.0, 2.0], Schedule(), order=1, corrector="unic", guard=1e-9)
+    steps = {op.out: dict((slot, w) for w, slot in op.terms) for op in plan.operations if hasattr(op, "terms")}
+    assert steps["c1"] == pytest.approx(steps["x1"])
+
+
+@pytest.mark.parametrize("name, sigmas, tau, words", [
+    ("ve", [1.0, float("nan"), 0.0], 0.0, r"sigmas\[1\] is nan"), ("ve", [1.0, -0.5], 0.0, r"sigmas\[1\] is -0.5"),
+    ("ve", [float("inf"), 1.0], 0.0, r"sigmas\[0\] is inf"), ("flow", [1.5, 0.5], 0.0, "between 0 and 1"),
+    ("ve", [0.5, 0.8], 1.0, "Set tau to 0"), ("flow", [0.5, 1.0], 1.0, "Set tau to 0"),
+])  # fmt: skip
+def test_sigmas_that_cannot_be_are_named(name, sigmas, tau, words):
+    with pytest.raises(ValueError, match=words):
+        plan_dpm_solver(sigmas, Schedule(PATHS[name]), tau=tau)
+
+
+def test_a_flow_may_start_a_rounding_above_one():
+    plan = plan_dpm_solver([1.0000001, 0.5, 0.0], Schedule(PATHS["flow"]))
+    assert all(np.isfinite(w) for op in plan.operations if hasattr(op, "terms") for w, _ in op.terms)
 
 
 def test_without_noise_the_seed_does_not_matter_and_with_it_it_does():

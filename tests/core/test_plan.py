@@ -85,6 +85,23 @@ def test_item_k_of_a_batch_is_that_item_alone(options):
         assert torch.equal(batch[k : k + 1], alone)
 
 
+def test_item_k_of_a_batch_is_that_item_alone_when_the_noise_is_disabled():
+    """A chained sampler gets zeros as noise and its items as states."""
+
+    def inpaint_wrapper(items):
+        def model(x, sigma, **_):
+            return gaussian(VE)(x, sigma)
+
+        model.noise = torch.zeros(items, 3)
+        return model
+
+    x = start(VE, 10.0, items=3).float()
+    batch = sample_dpm_solver(inpaint_wrapper(3), x, SIGMAS, {"seed": 5}, disable=True, tau=1.0)
+    for k in range(3):
+        alone = sample_dpm_solver(inpaint_wrapper(1), x[k : k + 1], SIGMAS, {"seed": 5}, disable=True, tau=1.0)
+        assert torch.equal(batch[k : k + 1], alone)
+
+
 def test_equal_items_get_different_noise():
     x = torch.zeros(3, 4)
     out = sample_dpm_solver(gaussian(VE), x, SIGMAS, {"seed": 5}, disable=True, tau=1.0)

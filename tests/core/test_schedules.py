@@ -83,7 +83,7 @@ def test_t_start_and_t_end_bound_the_schedule():
 @pytest.mark.parametrize("options, words", [
     ({"t_start": 0.1, "t_end": 0.2}, "t_end < t_start"), ({"t_end": 0.0}, "0 < t_end"),
     ({"skip": "log"}, "skip is 'log'"),
-    ({"exponent": -1.0}, "exponent is -1.0"),
+    ({"exponent": -1.0}, "exponent is -1.0"), ({"exponent": 0.001, "skip": "rho"}, "0.1 or more"),
 ])  # fmt: skip
 def test_values_that_make_no_schedule(options, words):
     with pytest.raises(ValueError, match=words):
