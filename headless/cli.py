@@ -8,6 +8,7 @@ import argparse
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 
@@ -71,22 +72,35 @@ def _nodes(_arguments) -> int:
 def _serve(arguments) -> int:
     from . import server
 
+    arguments.out = _output_folder(arguments.out)
     return server.main(arguments) or OK
+
+
+def _output_folder(given: Path) -> Path:
+    """The absolute path of --out, which need not exist yet. Raises UserError where it cannot be made or written."""
+    try:
+        out = given.resolve()
+        standing = next(folder for folder in (out, *out.parents) if folder.exists())
+        if not standing.is_dir():
+            raise UserError(f"--out {given}: {standing} is a file; name a folder.")
+        with tempfile.TemporaryFile(dir=standing):  # leaves nothing; permission bits do not tell it all
+            return out
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--out {given}: no results can be written there ({reason}). Name another folder.") from None
 
 
 def _run(arguments) -> int:
     saved = workflow_file.read(arguments.workflow)
     assignments = [overrides.parse_assignment(text) for text in arguments.assignments]
-    here, out = Path.cwd(), arguments.out.resolve()
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {arguments.out}: this is a file; name a folder.")
+    here, out = Path.cwd(), _output_folder(arguments.out)
     host = _backend(arguments, out)
     object_info = host.object_info()
     try:
         prompt, workflow = _prepare(saved, assignments, arguments.seed, object_info)
     except UnknownNodes as error:
         raise UserError(f"{error}\n{host.unknown_nodes_advice}") from error
-    return _execute(host, prompt, workflow, object_info, here, arguments.traceback)
+    return _execute(host, prompt, workflow, object_info, (here, out), arguments.traceback)
 
 
 def _backend(arguments, out: Path) -> Backend:
@@ -128,14 +142,15 @@ def _prepare(saved: workflow_file.Saved, assignments: list[tuple[str, str]], see
     return prompt, workflow
 
 
-def _execute(host: Backend, prompt: dict, workflow: dict | None, object_info: dict, here: Path, verbose: bool) -> int:
+def _execute(host: Backend, prompt: dict, workflow: dict | None, object_info: dict, folders: tuple[Path, Path],
+             verbose: bool) -> int:
     from .progress import Progress
 
     progress = Progress(prompt, len(preflight.needed(prompt, object_info)))
     with _Interruption(host, progress) as on_event:
         outcome = host.run(prompt, workflow, on_event)
     progress.close()
-    return _report(outcome, prompt, object_info, progress.finished, here, verbose)
+    return _report(outcome, prompt, object_info, progress.finished, folders, verbose)
 
 
 class _Interruption:
@@ -163,7 +178,10 @@ class _Interruption:
         self._on_event(event, data)
 
 
-def _report(outcome: Outcome, prompt: dict, object_info: dict, finished: list[str], here: Path, verbose: bool) -> int:
+def _report(outcome: Outcome, prompt: dict, object_info: dict, finished: list[str], folders: tuple[Path, Path],
+            verbose: bool) -> int:
+    """Say how the run ended; `folders` are the one that the command was given in, and that of results."""
+    here, out = folders
     problems = errors.describe_validation(outcome.refusal, outcome.node_errors, prompt, object_info)
     for sentence in problems:
         print(f"trajectory: {sentence}", file=sys.stderr)
@@ -173,7 +191,7 @@ def _report(outcome: Outcome, prompt: dict, object_info: dict, finished: list[st
     if outcome.failure:
         if verbose:
             print("".join(outcome.failure.get("traceback") or []), file=sys.stderr)
-        print(f"trajectory: {errors.describe_failure(outcome.failure, prompt)}", file=sys.stderr)
+        print(f"trajectory: {errors.describe_failure(outcome.failure, prompt, out)}", file=sys.stderr)
         return BAD_INPUT if errors.is_bad_input(outcome.failure) else BROKE
     if outcome.interrupted:
         print(f"trajectory: stopped. {_finished(finished, prompt)} {_kept(outcome)}", file=sys.stderr)

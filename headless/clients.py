@@ -11,6 +11,7 @@ from typing import Any
 from aiohttp import WSMsgType, web
 
 from .execution import PREVIEW_IMAGE_WITH_METADATA
+from .strict_json import BadJSON, parse
 
 logger = logging.getLogger("trajectory.server")
 
@@ -79,11 +80,12 @@ class Clients:
 
     async def _receive(self, socket: web.WebSocketResponse, sid: str, text: str) -> None:
         try:
-            message = json.loads(text)
-        except json.JSONDecodeError:
+            message = parse(text)
+        except BadJSON:
             return
         if isinstance(message, dict) and message.get("type") == "feature_flags":
-            self._flags[sid] = message.get("data") or {}
+            flags = message.get("data")
+            self._flags[sid] = flags if isinstance(flags, dict) else {}
             await self._send(socket, sid, "feature_flags", features())
 
 

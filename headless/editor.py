@@ -6,6 +6,7 @@ Each route is served with and without the prefix `/api`. Files of nodes are name
 
 import asyncio
 import json
+import math
 import mimetypes
 import sys
 import threading
@@ -21,19 +22,15 @@ from .execution import PromptExecutor
 from .jobs import all_jobs, one_job
 from .pictures import converted, with_alpha
 from .prompt_queue import Ending, Job, PromptQueue
-from .user_files import UserFiles, confined
+from .strict_json import BadJSON, parse
+from .user_files import UserFiles, confined, takes_a_file, write_whole
 from .validation import validate_prompt
 
 SERVER = web.AppKey("server", object)
-NEVER_SHOWN = {
-    "text/html",
-    "application/xhtml+xml",
-    "text/javascript",
-    "application/javascript",
-    "text/css",
-    "image/svg+xml",
-}
-"""Types that a browser would run or follow; files of them are handed out as downloads."""
+SHOWN = ("image/", "audio/", "video/")
+"""Kinds of files that a browser may show; all others, which may hold scripts, are handed out as downloads."""
+
+NO_GUESSING = {"X-Content-Type-Options": "nosniff"}
 
 
 class EditorServer:
@@ -245,7 +242,13 @@ class EditorServer:
 
     def _priority(self, body: dict) -> float:
         if "number" in body:
-            return float(body["number"])
+            try:
+                number = float(body["number"])
+            except (TypeError, ValueError, OverflowError):
+                number = math.nan
+            if not math.isfinite(number):
+                raise web.HTTPBadRequest(text='"number", the place in the queue, has to be a finite number.')
+            return number
         self._number += 1
         return -self._number if body.get("front") else self._number
 
@@ -337,11 +340,16 @@ class EditorServer:
             raise web.HTTPNotFound
         if "preview" in query or query.get("channel", "rgba") != "rgba":
             body, kind = await asyncio.to_thread(converted, path, query.get("preview"), query.get("channel", "rgba"))
-            return web.Response(body=body, content_type=kind)
-        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-        kind = "application/octet-stream" if kind in NEVER_SHOWN else kind
-        name = urllib.parse.quote(path.name)
-        return web.FileResponse(path, headers={"Content-Type": kind, "Content-Disposition": f"filename*=UTF-8''{name}"})
+            return web.Response(body=body, content_type=kind, headers=NO_GUESSING)
+        kind = mimetypes.guess_type(path.name)[0] or ""
+        shown = kind.startswith(SHOWN) and kind != "image/svg+xml"
+        where, name = "inline" if shown else "attachment", urllib.parse.quote(path.name)
+        headers = {
+            "Content-Type": kind if shown else "application/octet-stream",
+            "Content-Disposition": f"{where}; filename*=UTF-8''{name}",
+            **NO_GUESSING,
+        }
+        return web.FileResponse(path, headers=headers)
 
     async def post_image(self, request) -> web.Response:
         form = await request.post()
@@ -355,7 +363,7 @@ class EditorServer:
         form = await request.post()
         upload = form.get("image")
         try:
-            original = json.loads(form.get("original_ref", ""))
+            original = parse(form.get("original_ref", ""))
             source = self._file(original["filename"], original.get("subfolder", ""), original.get("type", "output"))
         except (ValueError, KeyError, TypeError) as error:
             raise web.HTTPBadRequest(text='"original_ref" names no picture.') from error
@@ -369,11 +377,11 @@ class EditorServer:
         path = self._file(filename, subfolder, kind)
         if form.get("overwrite") not in ("true", "1"):
             stem, number = path.stem, 1
-            while path.exists() and path.read_bytes() != content:
+            while path.is_dir() or (path.exists() and path.read_bytes() != content):
                 path = path.with_name(f"{stem} ({number}){path.suffix}")
                 number += 1
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        _check_place(path)
+        write_whole(path, content)
         return web.json_response({"name": path.name, "subfolder": subfolder, "type": kind})
 
     # --- models, templates, settings ------------------------------------------------------------------------------
@@ -429,7 +437,7 @@ class EditorServer:
         path = folder and confined(folder, request.match_info["file"])
         if not path or not path.is_file() or path.suffix not in (".json", ".jpg"):
             raise web.HTTPNotFound
-        return web.FileResponse(path)
+        return web.FileResponse(path, headers=NO_GUESSING)
 
     async def get_settings(self, request) -> web.Response:
         name = request.match_info.get("name")
@@ -440,7 +448,7 @@ class EditorServer:
         return web.Response()
 
     async def post_setting(self, request) -> web.Response:
-        self.settings[request.match_info["name"]] = await request.json()
+        self.settings[request.match_info["name"]] = _parsed(await _text(request))
         return web.Response()
 
     # --- files of the user ----------------------------------------------------------------------------------------
@@ -465,19 +473,22 @@ class EditorServer:
         return web.json_response([[n, *n.split("/")] for n in names] if query.get("split") == "true" else names)
 
     async def get_user_file(self, request) -> web.FileResponse:
-        return web.FileResponse(self._user_path(request), headers={"Content-Type": "application/octet-stream"})
+        headers = {"Content-Type": "application/octet-stream", **NO_GUESSING}
+        return web.FileResponse(self._user_path(request), headers=headers)
 
     async def post_user_file(self, request) -> web.Response:
         path = self._user_path(request, exists=False)
         if request.query.get("overwrite") == "false" and path.exists():
             raise web.HTTPConflict(text="The file exists already.")
-        self.files.write(path, await request.read())
+        _check_place(path)
+        write_whole(path, await request.read())
         return self._described(request, path)
 
     async def post_move(self, request) -> web.Response:
         source, target = self._user_path(request), self._user_path(request, "target", exists=False)
         if request.query.get("overwrite") == "false" and target.exists():
             raise web.HTTPConflict(text="The file exists already.")
+        _check_place(target)
         self.files.move(source, target)
         return self._described(request, target)
 
@@ -495,16 +506,30 @@ class EditorServer:
 
 async def _body(request: web.Request) -> dict:
     """The JSON object in a request; {} for an empty body. Raises 400 for anything else."""
-    text = await request.text()
-    if not text.strip():
-        return {}
-    try:
-        body = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise web.HTTPBadRequest(text=f"The body is no JSON: {error}") from error
+    text = await _text(request)
+    body = _parsed(text) if text.strip() else {}
     if not isinstance(body, dict):
         raise web.HTTPBadRequest(text="The body has to be a JSON object.")
     return body
+
+
+async def _text(request: web.Request) -> str:
+    try:
+        return await request.text()
+    except (UnicodeDecodeError, LookupError) as error:
+        raise web.HTTPBadRequest(text="The body is no text in the character set that the request names.") from error
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return parse(text)
+    except BadJSON as error:
+        raise web.HTTPBadRequest(text=f"The body {error}.") from error
+
+
+def _check_place(path: Path) -> None:
+    if not takes_a_file(path):
+        raise web.HTTPConflict(text="The name is that of a folder, or a file stands where a folder is needed.")
 
 
 def _json(value) -> web.Response:

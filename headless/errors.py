@@ -6,6 +6,7 @@ into sentences. Nothing in this module imports a host.
 
 import difflib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 # Exceptions that a node raises because of what it was given, not because it broke: (exception's own name, what to do).
 BAD_INPUT = {
@@ -17,6 +18,9 @@ BAD_INPUT = {
     "EOFError": "The file ends too early; fetch or build it again.",
     "UnpicklingError": "The file is truncated or no weight file; fetch or build it again.",
 }
+NAME_INSIDE = 'Take a name without ".." that does not begin with a slash.'
+OUTSIDE = "outside the output folder"  # hosts say so under a bare Exception
+OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator")  # torch says so under a RuntimeError, too
 DAMAGED_PICTURE = ("truncated", "broken PNG", "broken data stream")  # Pillow says so under exceptions of many kinds
 BLOCKED = "ExecutionBlocked"  # "exception" of a node that stops what comes after it; the rest of the run goes on
 
@@ -179,11 +183,20 @@ def _with_details(error: Mapping) -> str:
     return f"{message} ({details})" if details and details not in message else message
 
 
-def describe_failure(failure: Mapping, prompt: Mapping) -> str:
-    """A sentence for the host's `execution_error` record: who failed, on which settings, why and what helps."""
+def describe_failure(failure: Mapping, prompt: Mapping, out: Path | None = None) -> str:
+    """A sentence for the host's `execution_error` record: who failed, on which settings, why and what helps.
+
+    `out` is the folder of results: the advice for files that are read does not fit what is missing there.
+    """
     node_id = str(failure.get("node_id"))
     reason = str(failure.get("exception_message") or "").strip() or _exception_name(failure)
     hint = BAD_INPUT.get(_exception_name(failure), "")
+    if _out_of_memory(failure):
+        reason, hint = "the memory is not enough for it.", "Lower width, height or batch_size."
+    elif OUTSIDE in reason:
+        hint = NAME_INSIDE
+    elif out is not None and str(out) in reason:
+        hint = ""
     settings = ", ".join(f"{name} = {value!r}" for name, value in _settings(prompt, node_id))
     lines = [f"{label(prompt, node_id)} failed: {reason}"]
     if hint:
@@ -204,7 +217,13 @@ def _exception_name(failure: Mapping) -> str:
     return str(failure.get("exception_type") or "an unknown error").rsplit(".", 1)[-1]
 
 
+def _out_of_memory(failure: Mapping) -> bool:
+    said = str(failure.get("exception_message"))
+    return _exception_name(failure).endswith("MemoryError") or (
+        _exception_name(failure) == "RuntimeError" and any(words in said for words in OUT_OF_MEMORY))
+
+
 def is_bad_input(failure: Mapping) -> bool:
     """Whether a node failed because of what it was given (exit code 2) or broke while running (1)."""
     said = str(failure.get("exception_message"))
-    return _exception_name(failure) in BAD_INPUT or any(words in said for words in DAMAGED_PICTURE)
+    return _exception_name(failure) in BAD_INPUT or any(words in said for words in (*DAMAGED_PICTURE, OUTSIDE))

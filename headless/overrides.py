@@ -1,11 +1,11 @@
 """Change inputs of an API prompt from the command line: `--set "Node title.input=value"` and `--seed N`."""
 
-import json
 import math
 from collections.abc import Iterable
 
 from . import widgets
 from .errors import UserError, did_you_mean, input_spec, label, options_of, quote, title
+from .strict_json import BadJSON, NoJSON, parse
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -95,13 +95,13 @@ def _input_called(prompt: dict, ident: str, name: str, object_info: dict) -> str
 def _parse(text: str, prompt: dict, ident: str, name: str, object_info: dict):
     spec = input_spec(object_info, prompt[ident]["class_type"], name) or ("*", {})
     options = options_of(spec)
-    if options is not None:
-        return _option(text, options, spec[1])
     reader = {"INT": _integer, "FLOAT": _number, "BOOLEAN": _truth, "STRING": str}.get(spec[0], _json)
     try:
-        return reader(text)
+        return reader(text) if options is None else _option(text, options, spec[1])
+    except BadJSON as error:
+        raise UserError(f'--set: the value for input "{name}" of {label(prompt, ident)} {error}.') from None
     except ValueError:
-        wanted = {"INT": "a whole number", "FLOAT": "a number", "BOOLEAN": "true or false"}.get(spec[0], "JSON")
+        wanted = {"INT": "a whole number", "FLOAT": "a number", "BOOLEAN": "true or false"}[spec[0]]
         raise UserError(f'--set: input "{name}" of {label(prompt, ident)} is {wanted}, not {text!r}.') from None
 
 
@@ -140,8 +140,8 @@ def _truth(text: str) -> bool:
 def _json(text: str):
     """JSON where it is JSON, else the text itself; lists are wrapped, because a bare one would be read as a link."""
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
+        value = parse(text)
+    except NoJSON:
         return text
     return {"__value__": value} if isinstance(value, list) else value
 

@@ -1,10 +1,13 @@
 """Checks of an API prompt that need no host to run: what makes hosts fail without a sentence that helps.
 
 Ranges, options and types are the host's own business (`validate_prompt`); here stand the shape of the prompt, node
-types, links, circles and sizes off the latent grid, which hosts round in silence.
+types, links, circles, sizes off the latent grid, which hosts round in silence, and names that lead out of the output
+folder, which hosts refuse only after all the work.
 """
 
-from .errors import UnknownNodes, UserError, label
+import posixpath
+
+from .errors import NAME_INSIDE, UnknownNodes, UserError, label
 from .graph import unknown_line
 
 LATENT_GRID = 8
@@ -22,8 +25,8 @@ def check_types(prompt: dict, object_info: dict, workflow: dict | None = None) -
 
 
 def check_values(prompt: dict, object_info: dict) -> None:
-    """Raises UserError with one line per link that leads nowhere, circle, or size off the grid."""
-    problems = [*_link_problems(prompt, object_info), *_size_problems(prompt, object_info)]
+    """Raises UserError with one line per link that leads nowhere, circle, size off the grid, or name that leads out."""
+    problems = [*_link_problems(prompt, object_info), *_size_problems(prompt, object_info), *_name_problems(prompt)]
     problems = problems or _circles(prompt)
     if problems:
         raise UserError("\n".join(problems))
@@ -54,8 +57,9 @@ def _link_problems(prompt: dict, object_info: dict) -> list[str]:
                 continue
             outputs = object_info[prompt[source]["class_type"]].get("output") or []
             if not isinstance(slot, int) or not 0 <= slot < len(outputs):
-                problems.append(f"{where} is linked to output {slot} of {label(prompt, source)}, which has only "
-                                f"{len(outputs)}, counted from 0. Connect it again.")
+                has = f"has only {len(outputs)}, counted from 0" if outputs else "has no outputs"
+                problems.append(f"{where} is linked to output {slot} of {label(prompt, source)}, which {has}. "
+                                "Connect it again.")
     return problems
 
 
@@ -71,6 +75,16 @@ def _size_problems(prompt: dict, object_info: dict) -> list[str]:
                 below = value - value % LATENT_GRID
                 problems.append(f'{label(prompt, ident)}: input "{name}" is {value}, which is not a multiple of the '
                                 f"latent grid's {LATENT_GRID}. Take {below or LATENT_GRID} or {below + LATENT_GRID}.")
+    return problems
+
+
+def _name_problems(prompt: dict) -> list[str]:
+    problems = []
+    for ident, node in prompt.items():
+        prefix = node["inputs"].get("filename_prefix")
+        if isinstance(prefix, str) and posixpath.normpath(prefix.replace("\\", "/")).split("/")[0] == "..":
+            problems.append(f'{label(prompt, ident)}: input "filename_prefix" is {prefix!r}, which leads out of the '
+                            f"output folder. {NAME_INSIDE}")
     return problems
 
 

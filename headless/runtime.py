@@ -5,6 +5,7 @@ imported already.
 """
 
 import asyncio
+import contextlib
 import functools
 import importlib
 import inspect
@@ -67,6 +68,12 @@ class RunResult:
     error: dict | None = None
     node_errors: dict = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, executor, node_errors):
+        """What an executor, ours or the host's, tells of its latest prompt."""
+        history = executor.history_result
+        return cls(executor.success, history["outputs"], history["meta"], executor.status_messages, None, node_errors)
+
     @property
     def failure(self):
         """The `execution_error` record of a run that a node broke, else None."""
@@ -86,6 +93,15 @@ class EventServer:
         self.last_prompt_id = None
         self.sockets_metadata = {}
         self.on_event = on_event
+
+    @contextlib.contextmanager
+    def telling(self, on_event):
+        """Pass the events to `on_event` meanwhile."""
+        self.on_event = on_event
+        try:
+            yield
+        finally:
+            self.on_event = None
 
     def send_sync(self, event, data, sid=None):
         if self.on_event is not None:
@@ -145,15 +161,10 @@ class Runtime:
         valid, error, outputs, node_errors = validate_prompt(prompt, self.node_table, targets)
         if not valid:
             return RunResult(False, error=error, node_errors=node_errors)
-        self.server.on_event = on_event
-        executor = self._executor
-        try:
-            executor.execute(prompt, prompt_id or str(uuid.uuid4()), {"client_id": "embedded", **(extra_data or {})},
-                             outputs)
-        finally:
-            self.server.on_event = None
-        return RunResult(executor.success, executor.history_result["outputs"], executor.history_result["meta"],
-                         executor.status_messages, None, node_errors)
+        with self.server.telling(on_event):
+            self._executor.execute(prompt, prompt_id or str(uuid.uuid4()),
+                                   {"client_id": "embedded", **(extra_data or {})}, outputs)
+        return RunResult.of(self._executor, node_errors)
 
     def interrupt(self):
         """Ask the running prompt to stop at its next step or node. May be called from another thread or a signal."""

@@ -114,7 +114,8 @@ def is_own(host_header: str, origin: str | None) -> bool:
     A foreign page that reaches us through a name which resolves to 127.0.0.1 (DNS rebinding) sends that name as host.
     """
     address = _address(f"//{host_header}")
-    return is_loopback(address[0]) and (origin is None or _address(origin) == address)
+    own_page = origin is None or (origin.lower().startswith("http://") and _address(origin) == address)
+    return is_loopback(address[0]) and own_page
 
 
 @web.middleware

@@ -1,7 +1,8 @@
 """Files that the editor keeps for its user (saved workflows, templates), below one folder."""
 
-import shutil
+import os
 import tempfile
+import uuid
 from pathlib import Path
 
 
@@ -12,6 +13,22 @@ def confined(root: Path, *parts: str) -> Path | None:
     except (ValueError, OSError):  # a null byte, a name that is too long
         return None
     return path if path.is_relative_to(root.resolve()) else None
+
+
+def takes_a_file(path: Path) -> bool:
+    """Whether a file may be written there: no folder has the name, and no file stands where a folder is needed."""
+    return not path.is_dir() and next(folder for folder in path.parents if folder.exists()).is_dir()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears under its name only when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class UserFiles:
@@ -44,13 +61,9 @@ class UserFiles:
             return None
         return sorted(p for p in (folder.rglob("*") if recurse else folder.glob("*")) if p.is_file())
 
-    def write(self, path: Path, content: bytes) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-
     def move(self, source: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(source, target)
+        os.replace(source, target)
 
     def close(self) -> None:
         """Delete a folder that was made for this process."""

@@ -5,6 +5,7 @@ on do (0.3.64 lets every value pass).
 """
 
 import inspect
+import math
 import traceback
 
 from comfy_api.latest import io
@@ -189,6 +190,8 @@ class _Input:
             return None
         try:
             values[self.name] = converter(value)
+            if self.type == "FLOAT" and not math.isfinite(values[self.name]):
+                raise ValueError("the number has to be finite")
         except (TypeError, ValueError, OverflowError) as error:
             return self.error("invalid_input_type", f"The value is no {self.type}",
                               f"{self.name}: {error}", received_value=value, exception_message=str(error))

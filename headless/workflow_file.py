@@ -1,10 +1,10 @@
 """Read what `trajectory run` is given: a saved graph, an API prompt, or a picture that holds one."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import UserError
+from .strict_json import BadJSON, parse
 
 PICTURES = (".png", ".webp", ".jpg", ".jpeg")
 
@@ -18,7 +18,7 @@ class Saved:
 
 
 def read(path: str | Path) -> Saved:
-    """Raises UserError where the file is missing, no JSON (with line and column), or no workflow."""
+    """Raises UserError where the file is missing, no JSON of finite numbers (with line and column), or no workflow."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: there is no such file.")
@@ -27,9 +27,9 @@ def read(path: str | Path) -> Saved:
     if path.suffix.lower() in PICTURES:
         return _from_picture(path)
     try:
-        return recognise(json.loads(path.read_text(encoding="utf-8-sig")), str(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is no JSON: {error.msg} in line {error.lineno}, column {error.colno}.") from None
+        return recognise(parse(path.read_text(encoding="utf-8-sig")), str(path))
+    except BadJSON as error:
+        raise UserError(f"{path} {error}.") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is no text file, so no workflow (.json) either.") from None
     except OSError as error:
@@ -76,9 +76,10 @@ def _from_picture(path: Path) -> Saved:
 
 
 def _embedded(text: str | None, path: Path) -> dict | None:
+    """NaN becomes null, as in the editor: hosts write it themselves, for nodes that always run again."""
     if not text:
         return None
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: its workflow is damaged ({error.msg}, column {error.colno}).") from None
+        return parse(text, constant=lambda _: None)
+    except BadJSON as error:
+        raise UserError(f"{path}: its workflow is damaged; it {error}.") from None

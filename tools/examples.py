@@ -71,7 +71,7 @@ class Graph:
         return {
             "id": "00000000-0000-0000-0000-000000000000", "revision": 0, "last_node_id": len(self.nodes),
             "last_link_id": len(self.links), "nodes": self.nodes, "links": self.links, "groups": [], "config": {},
-            "extra": {"ds": {"scale": 0.8, "offset": [0, 0]}}, "version": 0.4,
+            "extra": {"ds": {"scale": 0.7, "offset": [150, 120]}}, "version": 0.4,
         }  # fmt: skip
 
     @staticmethod

@@ -9,10 +9,8 @@ from comfy.cli_args import args
 supported_pt_extensions = {".ckpt", ".pt", ".pt2", ".bin", ".pth", ".safetensors", ".pkl", ".sft"}
 base_path = os.path.abspath(args.base_directory or os.getcwd())
 models_dir = os.path.join(base_path, "models")
-output_directory = os.path.join(base_path, "output")
-temp_directory = os.path.join(base_path, "temp")
-input_directory = os.path.join(base_path, "input")
-user_directory = os.path.join(base_path, "user")
+input_directory, output_directory, temp_directory, user_directory = (
+    os.path.join(base_path, folder) for folder in ("input", "output", "temp", "user"))
 
 _MODEL_FOLDERS = {
     "checkpoints": ["checkpoints"],
@@ -123,17 +121,18 @@ def exists_annotated_filepath(name):
 
 def filter_files_content_types(files, content_types):
     """The files whose extension means one of "image", "video", "audio", "model" (3D), in their order."""
-    found = []
-    for file in files:
-        extension = file.split(".")[-1]
-        if extension not in extension_mimetypes_cache:
-            mime_type, _ = mimetypes.guess_type(file, strict=False)
-            if not mime_type:
-                continue
-            extension_mimetypes_cache[extension] = mime_type.split("/")[0]
-        if extension_mimetypes_cache[extension] in content_types:
-            found.append(file)
-    return found
+    return [file for file in files if _content_type(file) in content_types]
+
+
+def _content_type(file):
+    """What comes before the slash of the file's MIME type, or None where that is unknown."""
+    _, _, extension = file.rpartition(".")
+    known = extension_mimetypes_cache.get(extension)
+    if known is None:
+        guessed = mimetypes.guess_type(file, strict=False)[0]
+        if guessed:
+            known = extension_mimetypes_cache[extension] = guessed.partition("/")[0]
+    return known
 
 
 # --- model folders ---------------------------------------------------------------------------------------------------
@@ -184,10 +183,10 @@ def get_full_path(folder_name, filename):
 
 
 def get_full_path_or_raise(folder_name, filename):
-    full_path = get_full_path(folder_name, filename)
-    if full_path is None:
-        raise FileNotFoundError(f"Model in folder '{folder_name}' with filename '{filename}' not found.")
-    return full_path
+    found = get_full_path(folder_name, filename)
+    if found is None:
+        raise FileNotFoundError(f"There is no file '{filename}' in the folders for {folder_name}.")
+    return found
 
 
 # --- names of results ------------------------------------------------------------------------------------------------

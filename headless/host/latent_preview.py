@@ -50,7 +50,7 @@ def prepare_callback(model, steps, x0_output_dict=None):
 
     def callback(step, x0, x, total_steps):
         if x0_output_dict is not None:
-            x0_output_dict["x0"] = x0
+            x0_output_dict.update(x0=x0)
         shown = x0.tensors[0] if x0.is_nested else x0
         preview = previewer.decode_latent_to_preview_image("JPEG", shown) if previewer else None
         bar.update_absolute(step + 1, total_steps, preview)

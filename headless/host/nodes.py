@@ -53,6 +53,7 @@ def before_node_execution():
 
 
 def interrupt_processing(value=True):
+    """Ask the running prompt to stop, or take that back."""
     comfy.model_management.interrupt_current_processing(value)
 
 

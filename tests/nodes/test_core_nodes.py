@@ -14,6 +14,11 @@ from PIL import Image
 WORKFLOW = {"nodes": [{"id": 1, "title": "Caf\u00e9"}], "version": 0.4}
 
 
+def uniform(*shape, seed=0):
+    """Values in 0..1."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
 def call(host, node_id, **inputs):
     """Outputs of a node called as the executor calls it, without one."""
     cls = host.node_table[node_id]
@@ -101,11 +106,11 @@ def test_pictures_of_v3_nodes_carry_their_graph(host):
         pass
 
     Running.hidden = hidden
-    shown = ui.PreviewImage(torch.rand(2, 4, 4, 3), cls=Running).as_dict()
+    shown = ui.PreviewImage(uniform(2, 4, 4, 3), cls=Running).as_dict()
     assert len(shown["images"]) == 2 and shown["images"][0]["type"] == "temp"
     with Image.open(host.temp / shown["images"][1]["filename"]) as written:
         assert json.loads(written.text["prompt"]) == hidden.prompt and json.loads(written.text["workflow"]) == WORKFLOW
-    saved = ui.ImageSaveHelper.get_save_images_ui(torch.rand(1, 4, 4, 3), "v3", Running).as_dict()
+    saved = ui.ImageSaveHelper.get_save_images_ui(uniform(1, 4, 4, 3), "v3", Running).as_dict()
     assert (host.output / saved["images"][0]["filename"]).is_file()
     mask = ui.PreviewMask(torch.eye(4)[None]).as_dict()["images"][0]
     with Image.open(host.temp / mask["filename"]) as written:
@@ -152,7 +157,7 @@ def test_a_file_that_is_no_picture_is_named(host):
 @pytest.mark.parametrize(("width", "height", "size"),
                          [(16, 3, (3, 16)), (16, 0, (12, 16)), (0, 3, (3, 4)), (0, 0, (6, 8))])
 def test_image_scale(host, width, height, size):
-    image = torch.rand(2, 6, 8, 3)
+    image = uniform(2, 6, 8, 3)
     (scaled,) = call(host, "ImageScale", image=image, upscale_method="bilinear", width=width, height=height,
                      crop="disabled")
     assert scaled.shape == (2, *size, 3)
@@ -175,8 +180,8 @@ def test_sizes_off_the_latent_grid_are_refused(host, node_id):
 
 
 def test_batches_of_latents(host):
-    mask = torch.rand(1, 4, 4)
-    latent = {"samples": torch.rand(2, 4, 4, 4), "batch_index": [3, 5]}
+    mask = uniform(1, 4, 4)
+    latent = {"samples": uniform(2, 4, 4, 4, seed=1), "batch_index": [3, 5]}
     (repeated,) = call(host, "RepeatLatentBatch", samples=latent, amount=3)
     assert torch.equal(repeated["samples"][2:4], latent["samples"])
     assert repeated["batch_index"] == [3, 5, 6, 8, 9, 11]
@@ -232,7 +237,7 @@ def condition(mean):
 
 
 def test_a_sampler_from_parts_equals_the_one_in_one_piece(host, model):
-    latent = {"samples": torch.rand(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), "batch_index": [1, 4]}
+    latent = {"samples": uniform(2, 4, 8, 8, seed=1), "batch_index": [1, 4]}
     positive, negative = condition(0.8), condition(-0.2)
     (whole,) = call(host, "KSampler", model=model, seed=7, steps=5, cfg=2.0, sampler_name="euler", scheduler="simple",
                     positive=positive, negative=negative, latent_image=latent, denoise=1.0)

@@ -82,15 +82,10 @@ class RealHost:
         valid, error, outputs, node_errors = asyncio.run(self._execution.validate_prompt(prompt_id, prompt, targets))
         if not valid:
             return RunResult(False, error=error, node_errors=node_errors)
-        self.server.on_event = on_event
         self.server.last_prompt_id = prompt_id
-        executor = self._executor
-        try:
-            executor.execute(prompt, prompt_id, {"client_id": "tests", **(extra_data or {})}, outputs)
-        finally:
-            self.server.on_event = None
-        return RunResult(executor.success, executor.history_result["outputs"], executor.history_result["meta"],
-                         executor.status_messages, None, node_errors)
+        with self.server.telling(on_event):
+            self._executor.execute(prompt, prompt_id, {"client_id": "tests", **(extra_data or {})}, outputs)
+        return RunResult.of(self._executor, node_errors)
 
     def interrupt(self):
         self._nodes.interrupt_processing()

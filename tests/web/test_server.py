@@ -126,9 +126,36 @@ def test_uploads_stay_in_their_folders(loaded, name, fields):
     assert upload(loaded, name, png(), **fields)[0] in (400, 403)
 
 
-def test_pages_among_the_files_are_downloads(loaded):
-    (loaded.out / "page.html").write_text("<script>alert(1)</script>")
-    assert loaded.ask("/view?filename=page.html")[2]["Content-Type"] == "application/octet-stream"
+@pytest.mark.parametrize("name", ["page.html", "page.xml", "page.xsl", "picture.svg", "page.xhtml", "page.unknown"])
+def test_pages_among_the_files_are_downloads(loaded, name):
+    (loaded.out / name).write_text("<script>alert(1)</script>")
+    headers = loaded.ask(f"/view?filename={name}")[2]
+    assert headers["Content-Type"] == "application/octet-stream"
+    assert headers["Content-Disposition"].startswith("attachment;")
+    assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_pictures_are_shown_as_what_they_are(loaded):
+    for query in ("", "&preview=webp;90"):
+        headers = loaded.ask(f"/view?filename=contract.png&type=input{query}")[2]
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert not headers.get("Content-Disposition", "").startswith("attachment")
+
+
+def test_folders_are_not_overwritten(loaded):
+    def user(name):
+        return "/userdata/" + urllib.parse.quote(name, safe="")
+
+    assert loaded.ask(user("places/here/a.json"), b"1", "POST")[0] == 200
+    assert loaded.ask(user("b.json"), b"2", "POST")[0] == 200
+    for name in ("places/here", "b.json/below"):
+        assert loaded.ask(user(name), b"3", "POST")[0] == 409
+        assert loaded.ask(f"{user('b.json')}/move/{urllib.parse.quote(name, safe='')}", b"", "POST")[0] == 409
+    assert loaded.json(user("b.json")) == 2
+    assert loaded.json("/userdata?dir=places&recurse=true") == ["here/a.json"], "no partial files are left"
+    assert upload(loaded, "inside.png", png(), subfolder="taken.png")[0] == 200
+    assert upload(loaded, "taken.png", png(), overwrite="true")[0] == 409
+    assert json.loads(upload(loaded, "taken.png", png())[1])["name"] == "taken (1).png"
 
 
 def test_files_of_the_user(server):
@@ -177,6 +204,7 @@ def test_only_own_pages_are_answered(server):
     for host, origin in (
         (f"rebound.example:{port}", f"http://rebound.example:{port}"), ("rebound.example", None), ("", None),
         (own, "http://elsewhere.example"), (own, "http://127.0.0.1:1"), (own, "null"), (own, f"http://{name}"),
+        (own, f"https://{own}"), (own, f"ftp://{own}"),
     ):  # fmt: skip
         headers = {"Host": host, **({"Origin": origin} if origin else {})}
         assert raw_status(server, "/prompt", **headers) in (400, 403), (host, origin)
@@ -229,6 +257,28 @@ def test_bodies_that_are_no_json_are_refused(server):
     assert server.ask("/prompt", b"{broken", "POST")[0] == 400
     assert server.ask("/prompt", b"[1]", "POST")[0] == 400
     assert server.ask("/history?max_items=many")[0] == 400
+    for path in ("/prompt", "/settings/Some.Thing"):
+        for body in (b"[" * 200_000, b'{"number": NaN}', b'{"a": 1e999}', b"{broken", b"\xff"):
+            status, answer, _ = server.ask(path, body, "POST")
+            assert status == 400 and answer.startswith(b"The body "), (path, body[:20])
+
+
+@pytest.mark.parametrize("number", [None, "soon", [1], 10**400])
+def test_places_in_the_queue_are_numbers(loaded, number):
+    status, answer, _ = loaded.ask("/prompt", {"prompt": scaling(5), "number": number})
+    assert status == 400 and b'"number"' in answer
+
+
+def test_odd_messages_do_not_end_a_client(loaded):
+    async def talk():
+        url = f"{loaded.url.replace('http', 'ws')}/ws"
+        async with aiohttp.ClientSession() as session, session.ws_connect(url) as ws:
+            for message in ("[" * 200_000, "{broken", "NaN", '{"type": "feature_flags", "data": "none"}'):
+                await ws.send_str(message)
+            while (await ws.receive_json(timeout=20))["type"] != "feature_flags":
+                pass
+
+    asyncio.run(talk())
 
 
 class Listener:

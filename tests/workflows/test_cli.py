@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from trajectory.headless import cli, errors
 from trajectory.headless.runtime import embedded
 
@@ -111,7 +112,26 @@ def latent(**size):
                   "inputs": {"width": 64, "height": 64, "batch_size": 1} | size}} | api()
 
 
+DEEP = "[" * 200_000
+OVERFLOW = json.dumps(api(ImageScale={"width": 1.5})).replace("1.5", "1e999")
+
 BAD = {
+    "bottomless JSON": (DEEP, ["my graph.json is nested too deeply"]),
+    "deep JSON": (DEEP[:400] + "]" * 400, ["my graph.json is nested too deeply"]),
+    "NaN": (json.dumps(api(ImageScale={"width": float("nan")})), ["my graph.json holds the number NaN", "finite"]),
+    "infinity": (json.dumps(api(ImageScale={"width": float("-inf")})), ["holds the number -Infinity"]),
+    "overflow": (OVERFLOW, ["holds the number 1e999"]),
+    "NaN as a text": ({"1": api()["1"], "4": {"class_type": "SaveAnimatedWEBP", "_meta": {"title": "Film"}, "inputs": {
+        "images": ["1", 0], "filename_prefix": "x", "fps": "nan", "lossless": True, "quality": 80,
+        "method": "default"}}},
+        ['"Film" (#4, SaveAnimatedWEBP): input "fps" is \'nan\', but must be a number']),
+    "endless number": ("9" * 10_000, ["holds a number that is too long"]),
+    "name that leads out": (api(SaveImage={"filename_prefix": "../../x"}),
+                            ['"Keep it" (#9, SaveImage): input "filename_prefix" is \'../../x\'',
+                             'Take a name without ".."']),
+    "link to a node without outputs": (
+        api() | {"4": {"class_type": "SaveImage", "inputs": {"images": ["9", 0], "filename_prefix": "y"}}},
+        ['output 0 of "Keep it" (#9, SaveImage), which has no outputs.']),
     "no JSON": ('{"nodes": [}', ["my graph.json is no JSON", "line 1, column 12"]),
     "no workflow": ({"answer": 42}, ["no workflow"]),
     "unknown node": (unknown_node(), ['"Larger" (#3, SuperScale): from the pack super-pack', "--comfyui", "--host"]),
@@ -156,13 +176,36 @@ def test_bad_input(folder, capsys, case):
     (["--set", "Larger.width=x"], "is a whole number, not 'x'"),
     (["--set", "Larger"], "Node title.input=value"),
     (["--seed", "3"], "no node of this graph has a seed"),
-    (["--out", "my graph.json"], "this is a file; name a folder"),
+    (["--set", "Larger.width=NaN"], "is a whole number, not 'NaN'"),
+    (["--set", "Larger.image=[NaN]"], "holds the number NaN; numbers have to be finite"),
+    (["--set", "Larger.image=" + "[" * 200_000], "is nested too deeply"),
+    (["--out", "my graph.json"], "my graph.json is a file; name a folder"),
+    (["--out", "my graph.json/sub/folder"], "my graph.json is a file; name a folder"),
     (["--comfyui", "input"], "this is no ComfyUI checkout"),
     (["--host", "http://127.0.0.1:9"], "No ComfyUI answers at http://127.0.0.1:9"),
 ])
 def test_bad_arguments(folder, capsys, arguments, sentence):
     assert run(folder, graph(), *arguments) == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that nobody can write, not even root")
+@pytest.mark.parametrize("command", ["run", "serve"])
+def test_an_output_folder_that_cannot_be_made(folder, capsys, command):
+    (folder / "api.json").write_text(json.dumps(api()))
+    assert cli.main([command, *(["api.json"] if command == "run" else []), "--out", "/proc/nope"]) == 2
+    said = capsys.readouterr().err
+    assert "--out /proc/nope: no results can be written there" in said and "host reads" not in said
+    assert "[1/" not in said, "nothing has run"
+
+
+def test_a_picture_of_a_host_that_wrote_nan(folder):
+    prompt = api()
+    prompt["1"]["is_changed"] = [float("nan")]
+    text = PngInfo()
+    text.add_text("prompt", json.dumps(prompt))
+    Image.new("RGB", (4, 4)).save(folder / "saved.png", pnginfo=text)
+    assert cli.main(["run", "saved.png"]) == 0
 
 
 def test_missing_file(folder, capsys):
@@ -291,6 +334,32 @@ def test_second_ctrl_c_kills(folder):
 
 
 # --- sentences -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("kind", "message"), [
+    ("torch.OutOfMemoryError", "CUDA out of memory. Tried to allocate 8 TiB."),
+    ("numpy._core._exceptions._ArrayMemoryError", "Unable to allocate 8 TiB"),
+    ("MemoryError", ""),
+    ("RuntimeError", "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+    ("RuntimeError", "MPS backend out of memory"),
+])
+def test_want_of_memory(kind, message):
+    prompt = {"1": {"class_type": "EmptyLatentImage", "inputs": {"width": 16384}}}
+    failure = {"node_id": "1", "exception_type": kind, "exception_message": message}
+    assert errors.describe_failure(failure, prompt) == (
+        '"EmptyLatentImage" (#1) failed: the memory is not enough for it.\nLower width, height or batch_size.\n'
+        "Its inputs: width = 16384")
+    assert not errors.is_bad_input(failure)
+
+
+def test_advice_fits_the_folder():
+    prompt = {"1": {"class_type": "SaveImage", "inputs": {}}}
+    missing = {"node_id": "1", "exception_type": "FileNotFoundError", "exception_message": "No such file: '/out/x'"}
+    assert "host reads" not in errors.describe_failure(missing, prompt, Path("/out"))
+    assert "host reads" in errors.describe_failure(missing, prompt, Path("/elsewhere"))
+    outside = {"node_id": "1", "exception_type": "Exception",
+               "exception_message": "Saving image outside the output folder is not allowed."}
+    assert 'a name without ".."' in errors.describe_failure(outside, prompt) and errors.is_bad_input(outside)
+
 
 def test_sentences_for_hosts_that_say_less():
     prompt = {"1": {"class_type": "X", "inputs": {}}}

@@ -14,11 +14,16 @@ class CONDRegular:
     def __init__(self, cond):
         self.cond = cond
 
-    def _copy_with(self, cond):
-        return self.__class__(cond)
+    def _batched(self, cond, batch_size):
+        return self._copy_with(comfy.utils.repeat_to_batch_size(cond, batch_size))
 
     def process_cond(self, batch_size, **kwargs):
-        return self._copy_with(comfy.utils.repeat_to_batch_size(self.cond, batch_size))
+        """What a run with this batch size uses."""
+        return self._batched(self.cond, batch_size)
+
+    def _copy_with(self, cond):
+        """The same kind of container around something else."""
+        return type(self)(cond)
 
     def can_concat(self, other):
         return self.cond.shape == other.cond.shape and self._same_device(other)
@@ -33,19 +38,20 @@ class CONDRegular:
         return torch.cat([self.cond] + [other.cond for other in others])
 
     def size(self):
-        return list(self.cond.size())
+        return [*self.cond.shape]
 
 
 class CONDNoiseShape(CONDRegular):
     """A tensor with the latent's spatial shape, cut to the conditioned area."""
 
     def process_cond(self, batch_size, area, **kwargs):
-        data = self.cond
+        """`area` = (*lengths, *starts) of the dimensions after batch and channel."""
+        cut = self.cond
         if area is not None:
-            dims = len(area) // 2
-            for i in range(dims):
-                data = data.narrow(i + 2, area[i + dims], area[i])
-        return self._copy_with(comfy.utils.repeat_to_batch_size(data, batch_size))
+            half = len(area) // 2
+            for dim, (length, start) in enumerate(zip(area[:half], area[half:], strict=True), start=2):
+                cut = cut.narrow(dim, start, length)
+        return self._batched(cut, batch_size)
 
 
 class CONDCrossAttn(CONDRegular):
@@ -71,14 +77,14 @@ class CONDCrossAttn(CONDRegular):
 class CONDConstant(CONDRegular):
     """A value that is the same for the whole batch."""
 
-    def process_cond(self, batch_size, **kwargs):
-        return self._copy_with(self.cond)
-
     def can_concat(self, other):
         return self.cond == other.cond
 
     def concat(self, others):
         return self.cond
+
+    def process_cond(self, batch_size, **kwargs):
+        return self._copy_with(self.cond)
 
     def size(self):
         return [1]

@@ -102,11 +102,12 @@ class BaseModel(torch.nn.Module):
             output, _ = comfy.utils.pack_latents(output)
         return self.model_sampling.calculate_denoised(t, output.float(), x)
 
-    def process_timestep(self, timestep, **kwargs):
-        return timestep
-
     def get_dtype(self):
         return self.diffusion_model.dtype
+
+    def process_timestep(self, timestep, **kwargs):
+        """For models whose network wants more than the schedule's timestep."""
+        return timestep
 
     def _inference_dtype(self):
         return self.get_dtype() if self.manual_cast_dtype is None else self.manual_cast_dtype
@@ -137,9 +138,11 @@ class BaseModel(torch.nn.Module):
         return self
 
     def process_latent_in(self, latent):
+        """A VAE's latent in the model's scale."""
         return self.latent_format.process_in(latent)
 
     def process_latent_out(self, latent):
+        """A latent of the model in the VAE's scale."""
         return self.latent_format.process_out(latent)
 
     def scale_latent_inpaint(self, sigma, noise, latent_image, **kwargs):
@@ -163,6 +166,7 @@ class SD3(BaseModel):
         return comfy._mmdit.MMDiT(**options)
 
     def encode_adm(self, **kwargs):
+        """The pooled text embedding."""
         return kwargs["pooled_output"]
 
     def extra_conds(self, **kwargs):

@@ -143,16 +143,16 @@ def is_device_type(device, type):
     return getattr(device, "type", None) == type
 
 
-def is_device_cpu(device):
-    return is_device_type(device, "cpu")
+def is_device_cuda(device):
+    return is_device_type(device, "cuda")
 
 
 def is_device_mps(device):
     return is_device_type(device, "mps")
 
 
-def is_device_cuda(device):
-    return is_device_type(device, "cuda")
+def is_device_cpu(device):
+    return is_device_type(device, "cpu")
 
 
 def cpu_mode():

@@ -26,10 +26,15 @@ def set_model_options_patch_replace(model_options, patch, name, block_name, numb
     return model_options
 
 
+def _evaluate_both_at_cfg_1(model_options):
+    """Let the negative conditioning be evaluated at scale 1 too, where plain guidance does not use it."""
+    model_options["disable_cfg1_optimization"] = True
+
+
 def _append_cfg_function(model_options, kind, function, disable_cfg1_optimization):
     model_options[kind] = model_options.get(kind, []) + [function]
     if disable_cfg1_optimization:
-        model_options["disable_cfg1_optimization"] = True
+        _evaluate_both_at_cfg_1(model_options)
     return model_options
 
 
@@ -56,6 +61,22 @@ def _copy_registry(registry):
     return {kind: {key: list(functions) for key, functions in by_key.items()} for kind, by_key in registry.items()}
 
 
+def _patch_setter(key):
+    """Method that registers a patch which the network looks up under `key`."""
+    def register(self, patch):
+        self.set_model_patch(patch, key)
+
+    return register
+
+
+def _replacement_setter(name):
+    """Method that registers a replacement for one block's attention `name`."""
+    def register(self, patch, block_name, number, transformer_index=None):
+        self.set_model_patch_replace(patch, name, block_name, number, transformer_index)
+
+    return register
+
+
 class ModelPatcher:
     """Options and patches for `model`; clones share the model and, in `backup`, its original weights."""
 
@@ -65,10 +86,8 @@ class ModelPatcher:
         self.offload_device = offload_device
         self.size = size
         self.weight_inplace_update = weight_inplace_update
-        self.patches = {}
-        self.backup = {}
-        self.object_patches = {}
-        self.object_patches_backup = {}
+        self.patches, self.backup = {}, {}
+        self.object_patches, self.object_patches_backup = {}, {}
         self.model_options = {"transformer_options": {}}
         self.patches_uuid = uuid.uuid4()
         self.force_cast_weights = False
@@ -108,8 +127,7 @@ class ModelPatcher:
         n.is_injected = self.is_injected
         n.is_clip = self.is_clip
         n.forced_hooks = self.forced_hooks
-        for callback in self.get_all_callbacks(CallbacksMP.ON_CLONE):
-            callback(self, n)
+        self._notify(CallbacksMP.ON_CLONE, n)
         return n
 
     def is_clone(self, other):
@@ -141,7 +159,7 @@ class ModelPatcher:
                 return sampler_cfg_function(args["cond"], args["uncond"], args["cond_scale"])
         self.model_options["sampler_cfg_function"] = function
         if disable_cfg1_optimization:
-            self.model_options["disable_cfg1_optimization"] = True
+            _evaluate_both_at_cfg_1(self.model_options)
 
     def set_model_sampler_post_cfg_function(self, post_cfg_function, disable_cfg1_optimization=False):
         set_model_options_post_cfg_function(self.model_options, post_cfg_function, disable_cfg1_optimization)
@@ -153,9 +171,11 @@ class ModelPatcher:
         self.model_options["sampler_calc_cond_batch_function"] = sampler_calc_cond_batch_function
 
     def set_model_unet_function_wrapper(self, unet_wrapper_function):
+        """Call function(apply_model, {"input", "timestep", "c", "cond_or_uncond"}) in place of the model."""
         self.model_options["model_function_wrapper"] = unet_wrapper_function
 
     def set_model_denoise_mask_function(self, denoise_mask_function):
+        """Let function(sigma, mask, extra_options=...) change the mask of a masked run at every step."""
         self.model_options["denoise_mask_function"] = denoise_mask_function
 
     # patches that the network reads
@@ -167,41 +187,18 @@ class ModelPatcher:
     def set_model_patch_replace(self, patch, name, block_name, number, transformer_index=None):
         set_model_options_patch_replace(self.model_options, patch, name, block_name, number, transformer_index)
 
-    def set_model_attn1_patch(self, patch):
-        self.set_model_patch(patch, "attn1_patch")
-
-    def set_model_attn2_patch(self, patch):
-        self.set_model_patch(patch, "attn2_patch")
-
-    def set_model_attn1_replace(self, patch, block_name, number, transformer_index=None):
-        self.set_model_patch_replace(patch, "attn1", block_name, number, transformer_index)
-
-    def set_model_attn2_replace(self, patch, block_name, number, transformer_index=None):
-        self.set_model_patch_replace(patch, "attn2", block_name, number, transformer_index)
-
-    def set_model_attn1_output_patch(self, patch):
-        self.set_model_patch(patch, "attn1_output_patch")
-
-    def set_model_attn2_output_patch(self, patch):
-        self.set_model_patch(patch, "attn2_output_patch")
-
-    def set_model_input_block_patch(self, patch):
-        self.set_model_patch(patch, "input_block_patch")
-
-    def set_model_input_block_patch_after_skip(self, patch):
-        self.set_model_patch(patch, "input_block_patch_after_skip")
-
-    def set_model_output_block_patch(self, patch):
-        self.set_model_patch(patch, "output_block_patch")
-
-    def set_model_emb_patch(self, patch):
-        self.set_model_patch(patch, "emb_patch")
-
-    def set_model_double_block_patch(self, patch):
-        self.set_model_patch(patch, "double_block")
-
-    def set_model_post_input_patch(self, patch):
-        self.set_model_patch(patch, "post_input")
+    set_model_attn1_replace = _replacement_setter("attn1")
+    set_model_attn2_replace = _replacement_setter("attn2")
+    set_model_attn1_patch = _patch_setter("attn1_patch")
+    set_model_attn1_output_patch = _patch_setter("attn1_output_patch")
+    set_model_attn2_patch = _patch_setter("attn2_patch")
+    set_model_attn2_output_patch = _patch_setter("attn2_output_patch")
+    set_model_input_block_patch = _patch_setter("input_block_patch")
+    set_model_input_block_patch_after_skip = _patch_setter("input_block_patch_after_skip")
+    set_model_output_block_patch = _patch_setter("output_block_patch")
+    set_model_double_block_patch = _patch_setter("double_block")
+    set_model_emb_patch = _patch_setter("emb_patch")
+    set_model_post_input_patch = _patch_setter("post_input")
 
     def _network_patches(self):
         """(container, key) of every patch and replacement, and of the function around the model."""
@@ -232,10 +229,9 @@ class ModelPatcher:
 
     def get_model_object(self, name):
         """The attribute as this patcher sees it, whichever clone is loaded."""
-        if name in self.object_patches:
-            return self.object_patches[name]
-        if name in self.object_patches_backup:
-            return self.object_patches_backup[name]
+        for known in (self.object_patches, self.object_patches_backup):  # the second: what another clone has covered
+            if name in known:
+                return known[name]
         return comfy.utils.get_attr(self.model, name)
 
     def set_model_compute_dtype(self, dtype):
@@ -290,23 +286,24 @@ class ModelPatcher:
             self.object_patches_backup.setdefault(name, previous)
         if load_weights:
             self._patch_weights()
-            if device_to is not None:
-                self.model.to(device_to)
-                self.model.device = device_to
+            self._move_model(device_to)
             self.model.current_weight_patches_uuid = self.patches_uuid
-            for callback in self.get_all_callbacks(CallbacksMP.ON_LOAD):
-                callback(self, device_to, lowvram_model_memory, force_patch_weights, True)
+            self._notify(CallbacksMP.ON_LOAD, device_to, lowvram_model_memory, force_patch_weights, True)
         self.inject_model()
         return self.model
+
+    def _move_model(self, device):
+        """Move the model unless `device` is None."""
+        if device is not None:
+            self.model.to(device)
+            self.model.device = device
 
     def unpatch_model(self, device_to=None, unpatch_weights=True):
         """Undo `patch_model`, also that of another clone."""
         self.eject_model()
         if unpatch_weights:
             self._unpatch_weights()
-            if device_to is not None:
-                self.model.to(device_to)
-                self.model.device = device_to
+            self._move_model(device_to)
         for name, value in self.object_patches_backup.items():
             comfy.utils.set_attr(self.model, name, value)
         self.object_patches_backup.clear()
@@ -320,27 +317,28 @@ class ModelPatcher:
         return self.model_size() if stale else 0
 
     def detach(self, unpatch_all=True):
+        """Take the model off the device; without `unpatch_all` it stays for another clone to take over."""
+        home = self.offload_device
         self.eject_model()
-        self.model_patches_to(self.offload_device)
+        self.model_patches_to(home)
         if unpatch_all:
-            self.unpatch_model(self.offload_device)
-        for callback in self.get_all_callbacks(CallbacksMP.ON_DETACH):
-            callback(self, unpatch_all)
+            self.unpatch_model(home)
+        self._notify(CallbacksMP.ON_DETACH, unpatch_all)
         return self.model
 
     # a run
 
-    def pre_run(self):
+    def _tell_model_its_patcher(self, patcher):
         if hasattr(self.model, "current_patcher"):
-            self.model.current_patcher = self
-        for callback in self.get_all_callbacks(CallbacksMP.ON_PRE_RUN):
-            callback(self)
+            self.model.current_patcher = patcher
+
+    def pre_run(self):
+        self._tell_model_its_patcher(self)
+        self._notify(CallbacksMP.ON_PRE_RUN)
 
     def cleanup(self):
-        if hasattr(self.model, "current_patcher"):
-            self.model.current_patcher = None
-        for callback in self.get_all_callbacks(CallbacksMP.ON_CLEANUP):
-            callback(self)
+        self._tell_model_its_patcher(None)
+        self._notify(CallbacksMP.ON_CLEANUP)
 
     # wrappers, callbacks and things attached
 
@@ -358,6 +356,11 @@ class ModelPatcher:
 
     def get_all_callbacks(self, call_type):
         return [callback for callbacks in self.callbacks.get(call_type, {}).values() for callback in callbacks]
+
+    def _notify(self, moment, *details):
+        """Run the callbacks of one moment of the patcher's life."""
+        for callback in self.get_all_callbacks(moment):
+            callback(self, *details)
 
     def add_wrapper(self, wrapper_type, wrapper):
         self.add_wrapper_with_key(wrapper_type, None, wrapper)
@@ -392,25 +395,24 @@ class ModelPatcher:
     def get_injections(self, key):
         return self.injections.get(key)
 
+    def _all_injections(self):
+        return [injection for injections in self.injections.values() for injection in injections]
+
     def inject_model(self):
         if self.is_injected:
             return
-        for injection in [injection for injections in self.injections.values() for injection in injections]:
+        for injection in self._all_injections():
             injection.inject(self)
             self.is_injected = True
         if self.is_injected:
-            for callback in self.get_all_callbacks(CallbacksMP.ON_INJECT_MODEL):
-                callback(self)
+            self._notify(CallbacksMP.ON_INJECT_MODEL)
 
     def eject_model(self):
-        if not self.is_injected:
-            return
-        for injections in self.injections.values():
-            for injection in injections:
+        if self.is_injected:
+            for injection in self._all_injections():
                 injection.eject(self)
-        self.is_injected = False
-        for callback in self.get_all_callbacks(CallbacksMP.ON_EJECT_MODEL):
-            callback(self)
+            self.is_injected = False
+            self._notify(CallbacksMP.ON_EJECT_MODEL)
 
     def set_additional_models(self, key, models):
         self.additional_models[key] = models

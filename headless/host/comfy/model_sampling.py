@@ -24,8 +24,8 @@ class EPS:
     """The network sees x / sqrt(sigma^2 + sigma_data^2) and predicts the noise n."""
 
     def calculate_input(self, sigma, noise):
-        sigma = reshape_sigma(sigma, noise.ndim)
-        return noise / (sigma ** 2 + self.sigma_data ** 2) ** 0.5
+        variance = reshape_sigma(sigma, noise.ndim) ** 2 + self.sigma_data ** 2
+        return noise / variance ** 0.5
 
     def calculate_denoised(self, sigma, model_output, model_input):
         return model_input - model_output * reshape_sigma(sigma, model_output.ndim)
@@ -68,8 +68,8 @@ class CONST:
         return model_input - model_output * reshape_sigma(sigma, model_output.ndim)
 
     def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
-        sigma = reshape_sigma(sigma, noise.ndim)
-        return sigma * noise + (1.0 - sigma) * latent_image
+        weight = reshape_sigma(sigma, noise.ndim)
+        return weight * noise + (1.0 - weight) * latent_image
 
     def inverse_noise_scaling(self, sigma, latent):
         return latent / (1.0 - reshape_sigma(sigma, latent.ndim))
@@ -120,15 +120,28 @@ def _settings(model_config):
 
 
 class _SigmaTable(torch.nn.Module):
-    """A schedule with an ascending table `sigmas`."""
+    """A schedule with an ascending table `sigmas`. Its kinds say by `_sigma_left` how sigma falls on the way."""
 
-    @property
-    def sigma_min(self):
-        return self.sigmas[0]
+    _first_sigma = _NO_LIMIT
 
-    @property
-    def sigma_max(self):
-        return self.sigmas[-1]
+    sigma_min = property(lambda self: self.sigmas[0])
+    sigma_max = property(lambda self: self.sigmas[-1])
+
+    def _store_with_logarithms(self, sigmas):
+        for name, table in (("sigmas", sigmas), ("log_sigmas", sigmas.log())):
+            self.register_buffer(name, table.float())
+
+    def percent_to_sigma(self, percent):
+        """Sigma after the fraction `percent` of the trajectory (0 = before the start, 1 = finished)."""
+        if percent >= 1.0:
+            return 0.0
+        return self._first_sigma if percent <= 0.0 else self._sigma_left(1.0 - percent)
+
+
+class _FlowTable(_SigmaTable):
+    """A flow's schedule: sigma is the shifted time, and all of the way is left at sigma 1."""
+
+    _first_sigma = 1.0
 
 
 class ModelSamplingDiscrete(_SigmaTable):
@@ -149,8 +162,7 @@ class ModelSamplingDiscrete(_SigmaTable):
         self.sigma_data = 1.0
 
     def set_sigmas(self, sigmas):
-        self.register_buffer("sigmas", sigmas.float())
-        self.register_buffer("log_sigmas", sigmas.log().float())
+        self._store_with_logarithms(sigmas)
 
     def timestep(self, sigma):
         """Index of the table entry nearest in log sigma."""
@@ -165,13 +177,8 @@ class ModelSamplingDiscrete(_SigmaTable):
         log_sigma = (1 - weight) * table[t.floor().long()] + weight * table[t.ceil().long()]
         return log_sigma.exp().to(timestep.device)
 
-    def percent_to_sigma(self, percent):
-        """Sigma after the fraction `percent` of the trajectory (0 = before the start, 1 = finished)."""
-        if percent <= 0.0:
-            return _NO_LIMIT
-        if percent >= 1.0:
-            return 0.0
-        return self.sigma(torch.tensor((1.0 - percent) * 999.0)).item()
+    def _sigma_left(self, fraction):
+        return self.sigma(torch.tensor(fraction * 999.0)).item()
 
 
 class ModelSamplingContinuousEDM(_SigmaTable):
@@ -184,34 +191,31 @@ class ModelSamplingContinuousEDM(_SigmaTable):
             settings.get("sigma_min", 0.002), settings.get("sigma_max", 120.0), settings.get("sigma_data", 1.0))
 
     def set_parameters(self, sigma_min, sigma_max, sigma_data):
+        low, high = math.log(sigma_min), math.log(sigma_max)
+        self._store_with_logarithms(torch.linspace(low, high, 1000).exp())
         self.sigma_data = sigma_data
-        sigmas = torch.linspace(math.log(sigma_min), math.log(sigma_max), 1000).exp()
-        self.register_buffer("sigmas", sigmas)
-        self.register_buffer("log_sigmas", sigmas.log())
 
     def timestep(self, sigma):
-        return 0.25 * sigma.log()
+        return sigma.log() / 4
 
     def sigma(self, timestep):
-        return (timestep / 0.25).exp()
+        return (4 * timestep).exp()
 
-    def percent_to_sigma(self, percent):
-        if percent <= 0.0:
-            return _NO_LIMIT
-        if percent >= 1.0:
-            return 0.0
+    def _sigma_left(self, fraction):
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
-        return math.exp((high - low) * (1.0 - percent) + low)
+        return math.exp((high - low) * fraction + low)
 
 
 class ModelSamplingContinuousV(ModelSamplingContinuousEDM):
     """Continuous noise levels with the angle 2 atan(sigma) / pi as timestep."""
 
     def timestep(self, sigma):
-        return sigma.atan() / math.pi * 2
+        angle = sigma.atan()
+        return angle / math.pi * 2
 
     def sigma(self, timestep):
-        return (timestep * math.pi / 2).tan()
+        angle = timestep * math.pi / 2
+        return angle.tan()
 
 
 def time_snr_shift(alpha, t):
@@ -219,7 +223,7 @@ def time_snr_shift(alpha, t):
     return t if alpha == 1.0 else alpha * t / (1 + (alpha - 1) * t)
 
 
-class ModelSamplingDiscreteFlow(_SigmaTable):
+class ModelSamplingDiscreteFlow(_FlowTable):
     """Flow with shifted time; the network's timestep is sigma times `multiplier`."""
 
     def __init__(self, model_config=None):
@@ -228,23 +232,18 @@ class ModelSamplingDiscreteFlow(_SigmaTable):
         self.set_parameters(shift=settings.get("shift", 1.0), multiplier=settings.get("multiplier", 1000))
 
     def set_parameters(self, shift=1.0, timesteps=1000, multiplier=1000):
-        self.shift = shift
-        self.multiplier = multiplier
+        self.shift, self.multiplier = shift, multiplier
         steps = torch.arange(1, timesteps + 1, 1) / timesteps
         self.register_buffer("sigmas", self.sigma(steps * multiplier))
 
-    def timestep(self, sigma):
-        return sigma * self.multiplier
+    def _sigma_left(self, fraction):
+        return time_snr_shift(self.shift, fraction)
 
     def sigma(self, timestep):
-        return time_snr_shift(self.shift, timestep / self.multiplier)
+        return self._sigma_left(timestep / self.multiplier)
 
-    def percent_to_sigma(self, percent):
-        if percent <= 0.0:
-            return 1.0
-        if percent >= 1.0:
-            return 0.0
-        return time_snr_shift(self.shift, 1.0 - percent)
+    def timestep(self, sigma):
+        return sigma * self.multiplier
 
 
 def flux_time_shift(mu, sigma, t):
@@ -252,7 +251,7 @@ def flux_time_shift(mu, sigma, t):
     return math.exp(mu) / (math.exp(mu) + (1 / t - 1) ** sigma)
 
 
-class ModelSamplingFlux(_SigmaTable):
+class ModelSamplingFlux(_FlowTable):
     """Flow with Flux's time shift; the network's timestep is sigma."""
 
     def __init__(self, model_config=None):
@@ -267,11 +266,7 @@ class ModelSamplingFlux(_SigmaTable):
         return sigma
 
     def sigma(self, timestep):
-        return flux_time_shift(self.shift, 1.0, timestep)
+        return self._sigma_left(timestep)
 
-    def percent_to_sigma(self, percent):
-        if percent <= 0.0:
-            return 1.0
-        if percent >= 1.0:
-            return 0.0
-        return flux_time_shift(self.shift, 1.0, 1.0 - percent)
+    def _sigma_left(self, fraction):
+        return flux_time_shift(self.shift, 1.0, fraction)

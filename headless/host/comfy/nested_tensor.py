@@ -3,12 +3,18 @@
 import torch
 
 
+def _of_the_first(name):
+    """Property that the first member answers for all."""
+    return property(lambda self: getattr(self.tensors[0], name))
+
+
 class NestedTensor:
     """A list of tensors that share the batch dimension; arithmetic and `to` act on each of them."""
 
+    is_nested = True
+
     def __init__(self, tensors):
         self.tensors = list(tensors)
-        self.is_nested = True
 
     def apply_operation(self, other, operation):
         others = other.tensors if isinstance(other, NestedTensor) else [other] * len(self.tensors)
@@ -30,16 +36,17 @@ class NestedTensor:
         return NestedTensor(tensor[index] for tensor in self.tensors)
 
     def unbind(self):
+        """The members."""
         return self.tensors
 
     def to(self, *args, **kwargs):
         return NestedTensor(tensor.to(*args, **kwargs) for tensor in self.tensors)
 
-    def float(self):
-        return self.to(dtype=torch.float)
-
     def cpu(self):
-        return self.to(device="cpu")
+        return self.to("cpu")
+
+    def float(self):
+        return self.to(torch.float32)
 
     def chunk(self, *args, **kwargs):
         return NestedTensor(tensor.chunk(*args, **kwargs) for tensor in self.tensors)
@@ -50,25 +57,11 @@ class NestedTensor:
     def size(self):
         return self.shape
 
-    @property
-    def shape(self):
-        return self.tensors[0].shape
+    shape, device, dtype, layout = map(_of_the_first, ("shape", "device", "dtype", "layout"))
 
     @property
     def ndim(self):
         return max(tensor.ndim for tensor in self.tensors)
-
-    @property
-    def device(self):
-        return self.tensors[0].device
-
-    @property
-    def dtype(self):
-        return self.tensors[0].dtype
-
-    @property
-    def layout(self):
-        return self.tensors[0].layout
 
     def __repr__(self):
         return f"NestedTensor({self.tensors!r})"

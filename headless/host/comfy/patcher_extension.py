@@ -8,16 +8,15 @@ Both are kept as `{type: {key: [function, ...]}}`, on a ModelPatcher and in `tra
 class CallbacksMP:
     """Moments in a ModelPatcher's life at which callbacks run."""
 
+    # the patcher and what it does to its model
     ON_CLONE = "on_clone"
-    ON_LOAD = "on_load_after"
-    ON_DETACH = "on_detach_after"
-    ON_CLEANUP = "on_cleanup"
-    ON_PRE_RUN = "on_pre_run"
+    ON_INJECT_MODEL, ON_EJECT_MODEL = "on_inject_model", "on_eject_model"
+    ON_LOAD, ON_DETACH = "on_load_after", "on_detach_after"
+    # a sampling run
+    ON_PRE_RUN, ON_CLEANUP = "on_pre_run", "on_cleanup"
     ON_PREPARE_STATE = "on_prepare_state"
-    ON_APPLY_HOOKS = "on_apply_hooks"
-    ON_REGISTER_ALL_HOOK_PATCHES = "on_register_all_hook_patches"
-    ON_INJECT_MODEL = "on_inject_model"
-    ON_EJECT_MODEL = "on_eject_model"
+    # hooks, of which this host has none: packs may register for them, nothing calls
+    ON_REGISTER_ALL_HOOK_PATCHES, ON_APPLY_HOOKS = "on_register_all_hook_patches", "on_apply_hooks"
 
     @classmethod
     def init_callbacks(cls):
@@ -25,15 +24,13 @@ class CallbacksMP:
 
 
 class WrappersMP:
-    """Functions of a sampling run that can be wrapped, outermost first."""
+    """Functions of a sampling run that can be wrapped, innermost first."""
 
-    OUTER_SAMPLE = "outer_sample"
-    PREPARE_SAMPLING = "prepare_sampling"
-    SAMPLER_SAMPLE = "sampler_sample"
-    PREDICT_NOISE = "predict_noise"
-    CALC_COND_BATCH = "calc_cond_batch"
-    APPLY_MODEL = "apply_model"
-    DIFFUSION_MODEL = "diffusion_model"
+    # every evaluation: the network, the model around it, all conditionings, guidance
+    DIFFUSION_MODEL, APPLY_MODEL = "diffusion_model", "apply_model"
+    CALC_COND_BATCH, PREDICT_NOISE = "calc_cond_batch", "predict_noise"
+    # once a run: the SAMPLER, the loading of models, and everything
+    SAMPLER_SAMPLE, PREPARE_SAMPLING, OUTER_SAMPLE = "sampler_sample", "prepare_sampling", "outer_sample"
 
     @classmethod
     def init_wrappers(cls):
@@ -111,9 +108,9 @@ class WrapperExecutor:
         return cls(original, class_obj, wrappers, idx)
 
     def execute(self, *args, **kwargs):
-        if self.is_last:
-            return self.original(*args, **kwargs)
-        return self.wrappers[self.idx](self, *args, **kwargs)
+        if not self.is_last:
+            return self.wrappers[self.idx](self, *args, **kwargs)
+        return self.original(*args, **kwargs)
 
     def __call__(self, *args, **kwargs):
         if self.is_last:

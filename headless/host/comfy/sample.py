@@ -31,12 +31,11 @@ def fix_empty_latent_channels(model, latent_image):
     """An all-zero latent with the channels of the model's latent format; any other latent as it is."""
     if latent_image.is_nested:
         return latent_image
-    latent_format = model.get_model_object("latent_format")
-    if torch.count_nonzero(latent_image) == 0:
-        latent_image = comfy.utils.repeat_to_batch_size(latent_image, latent_format.latent_channels, dim=1)
-    if latent_format.latent_dimensions == 3 and latent_image.ndim == 4:
-        latent_image = latent_image.unsqueeze(2)
-    return latent_image
+    expected = model.get_model_object("latent_format")
+    if not torch.any(latent_image):
+        latent_image = comfy.utils.repeat_to_batch_size(latent_image, expected.latent_channels, dim=1)
+    lacks_time = latent_image.ndim == 4 and expected.latent_dimensions == 3
+    return latent_image[:, :, None] if lacks_time else latent_image
 
 
 def sample(model, noise, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=1.0,

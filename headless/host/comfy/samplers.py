@@ -207,8 +207,7 @@ class KSamplerX0Inpaint:
     """
 
     def __init__(self, model, sigmas):
-        self.inner_model = model
-        self.sigmas = sigmas
+        self.sigmas, self.inner_model = sigmas, model
 
     def __call__(self, x, sigma, denoise_mask, model_options: Mapping = {}, seed=None):
         if denoise_mask is None:
@@ -296,18 +295,18 @@ class SchedulerHandler(NamedTuple):
     use_ms: bool = True
 
 
+SCHEDULER_NAMES = [  # in the order of the host's menus
+    "simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal", "linear_quadratic",
+    "kl_optimal"]
+_FROM_THE_ENDS = {  # need nothing of the model but its smallest and largest sigma
+    "exponential": k_diffusion_sampling.get_sigmas_exponential, "karras": k_diffusion_sampling.get_sigmas_karras,
+    "kl_optimal": kl_optimal_scheduler}
+_FROM_THE_MODEL = {
+    "beta": beta_scheduler, "ddim_uniform": ddim_scheduler, "linear_quadratic": linear_quadratic_schedule,
+    "normal": normal_scheduler, "sgm_uniform": partial(normal_scheduler, sgm=True), "simple": simple_scheduler}
 SCHEDULER_HANDLERS = {
-    "simple": SchedulerHandler(simple_scheduler),
-    "sgm_uniform": SchedulerHandler(partial(normal_scheduler, sgm=True)),
-    "karras": SchedulerHandler(k_diffusion_sampling.get_sigmas_karras, use_ms=False),
-    "exponential": SchedulerHandler(k_diffusion_sampling.get_sigmas_exponential, use_ms=False),
-    "ddim_uniform": SchedulerHandler(ddim_scheduler),
-    "beta": SchedulerHandler(beta_scheduler),
-    "normal": SchedulerHandler(normal_scheduler),
-    "linear_quadratic": SchedulerHandler(linear_quadratic_schedule),
-    "kl_optimal": SchedulerHandler(kl_optimal_scheduler, use_ms=False),
-}
-SCHEDULER_NAMES = list(SCHEDULER_HANDLERS)
+    name: SchedulerHandler(_FROM_THE_MODEL.get(name) or _FROM_THE_ENDS[name], use_ms=name in _FROM_THE_MODEL)
+    for name in SCHEDULER_NAMES}
 
 
 def calculate_sigmas(model_sampling, scheduler_name, steps):
@@ -345,15 +344,13 @@ class KSAMPLER(Sampler):
 
     def __init__(self, sampler_function, extra_options: Mapping = {}, inpaint_options: Mapping = {}):
         self.sampler_function = sampler_function
-        self.extra_options = extra_options
-        self.inpaint_options = inpaint_options
+        self.extra_options, self.inpaint_options = extra_options, inpaint_options
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
                disable_pbar=False):
+        denoiser = KSamplerX0Inpaint(model_wrap, sigmas)
+        denoiser.noise, denoiser.latent_image = self._inpaint_noise(noise, extra_args), latent_image
         extra_args["denoise_mask"] = denoise_mask
-        model_k = KSamplerX0Inpaint(model_wrap, sigmas)
-        model_k.latent_image = latent_image
-        model_k.noise = self._inpaint_noise(noise, extra_args)
         sampling = model_wrap.inner_model.model_sampling
         x = sampling.noise_scaling(sigmas[0], noise, latent_image, self.max_denoise(model_wrap, sigmas))
 
@@ -361,7 +358,7 @@ class KSAMPLER(Sampler):
             callback(state["i"], state["denoised"], state["x"], len(sigmas) - 1)
 
         samples = self.sampler_function(
-            model_k, x, sigmas, extra_args=extra_args, callback=None if callback is None else report,
+            denoiser, x, sigmas, extra_args=extra_args, callback=None if callback is None else report,
             disable=disable_pbar, **self.extra_options)
         return sampling.inverse_noise_scaling(sigmas[-1], samples)
 
@@ -391,16 +388,14 @@ class CFGGuider:
     """A GUIDER: holds model and conditionings, runs a SAMPLER and is itself the denoiser that the sampler calls."""
 
     def __init__(self, model_patcher):
-        self.model_patcher = model_patcher
-        self.model_options = model_patcher.model_options
-        self.original_conds = {}
-        self.cfg = 1.0
-
-    def set_conds(self, positive, negative):
-        self.inner_set_conds({"positive": positive, "negative": negative})
+        self.model_patcher, self.model_options = model_patcher, model_patcher.model_options
+        self.cfg, self.original_conds = 1.0, {}
 
     def set_cfg(self, cfg):
         self.cfg = cfg
+
+    def set_conds(self, positive, negative):
+        self.inner_set_conds(dict(positive=positive, negative=negative))
 
     def inner_set_conds(self, conds):
         for name, cond in conds.items():
@@ -540,12 +535,12 @@ class KSampler:
     def set_steps(self, steps, denoise=None):
         """The last `steps` intervals of a schedule of int(steps / denoise); none for denoise 0."""
         self.steps = steps
-        if denoise is None or denoise > 0.9999:
-            self.sigmas = self.calculate_sigmas(steps).to(self.device)
-        elif denoise <= 0.0:
+        if denoise is not None and denoise <= 0.0:
             self.sigmas = torch.FloatTensor([])
-        else:
-            self.sigmas = self.calculate_sigmas(int(steps / denoise)).to(self.device)[-(steps + 1):]
+            return
+        whole = denoise is None or denoise > 0.9999
+        sigmas = self.calculate_sigmas(steps if whole else int(steps / denoise))
+        self.sigmas = (sigmas if whole else sigmas[-(steps + 1):]).to(self.device)
 
     def sample(self, noise, positive, negative, cfg, latent_image=None, start_step=None, last_step=None,
                force_full_denoise=False, denoise_mask=None, sigmas=None, callback=None, disable_pbar=False, seed=None):

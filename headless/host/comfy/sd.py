@@ -85,9 +85,11 @@ class CLIP:
         return n
 
     def add_patches(self, patches, strength_patch=1.0, strength_model=1.0):
+        """Weight patches of the text encoder, as the ModelPatcher takes them."""
         return self.patcher.add_patches(patches, strength_patch, strength_model)
 
     def set_tokenizer_option(self, option_name, value):
+        """Pass an option to the tokenizer from now on."""
         self.tokenizer_options[option_name] = value
 
     def clip_layer(self, layer_idx):
@@ -126,9 +128,8 @@ class CLIP:
 
     def load_sd(self, sd, full_model=False):
         """Load weights; returns (missing, unexpected) keys."""
-        if full_model:
-            return self.cond_stage_model.load_state_dict(sd, strict=False)
-        return self.cond_stage_model.load_sd(sd)
+        encoder = self.cond_stage_model
+        return encoder.load_state_dict(sd, strict=False) if full_model else encoder.load_sd(sd)
 
     def get_sd(self):
         return {**self.cond_stage_model.state_dict(), **self.tokenizer.state_dict()}
@@ -138,6 +139,7 @@ class CLIP:
         return self.patcher
 
     def get_key_patches(self):
+        """Weights and patches of the text encoder, as model merging wants them."""
         return self.patcher.get_key_patches()
 
 

@@ -14,10 +14,9 @@ class BASE:
     required_keys = {}
     sampling_settings = {}
     latent_format = comfy.latent_formats.LatentFormat
-    supported_inference_dtypes = [torch.float16, torch.bfloat16, torch.float32]
     memory_usage_factor = 2.0
-    manual_cast_dtype = None
-    custom_operations = None
+    supported_inference_dtypes = [torch.float16, torch.bfloat16, torch.float32]
+    custom_operations = manual_cast_dtype = None
     optimizations = {"fp8": False}
 
     def __init__(self, unet_config):
@@ -36,8 +35,9 @@ class BASE:
         return state_dict
 
     def set_inference_dtype(self, dtype, manual_cast_dtype):
-        self.unet_config["dtype"] = dtype
+        """Store the weights as `dtype` and compute in `manual_cast_dtype` (None: in `dtype` too)."""
         self.manual_cast_dtype = manual_cast_dtype
+        self.unet_config["dtype"] = dtype
 
 
 class ClipTarget:

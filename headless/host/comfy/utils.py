@@ -91,6 +91,7 @@ def set_attr(obj, attr, value):
 
 
 def set_attr_param(obj, attr, value):
+    """`set_attr` of a tensor, as a parameter without gradient."""
     return set_attr(obj, attr, torch.nn.Parameter(value, requires_grad=False))
 
 
@@ -295,31 +296,31 @@ PROGRESS_BAR_HOOK = None
 
 
 def set_progress_bar_enabled(enabled):
+    """Show or hide the bars on the console; the hook hears of all of them."""
     global PROGRESS_BAR_ENABLED
     PROGRESS_BAR_ENABLED = enabled
+
+
+class ProgressBar:
+    """Progress of a node, reported to the hook that was registered when the bar was made."""
+
+    def __init__(self, total, node_id=None):
+        self.node_id, self.hook = node_id, PROGRESS_BAR_HOOK
+        self.current, self.total = 0, total
+
+    def update(self, value):
+        """Go on by `value`."""
+        self.update_absolute(self.current + value)
+
+    def update_absolute(self, value, total=None, preview=None):
+        """Go to `value`, at most the total, which may change on the way."""
+        self.total = self.total if total is None else total
+        self.current = min(value, self.total)
+        if self.hook is not None:
+            self.hook(self.current, self.total, preview, node_id=self.node_id)
 
 
 def set_progress_bar_global_hook(function):
     """Register `function(value, total, preview, node_id=...)` for all bars made from now on."""
     global PROGRESS_BAR_HOOK
     PROGRESS_BAR_HOOK = function
-
-
-class ProgressBar:
-    """Progress of a node, reported to the global hook."""
-
-    def __init__(self, total, node_id=None):
-        self.total = total
-        self.current = 0
-        self.hook = PROGRESS_BAR_HOOK
-        self.node_id = node_id
-
-    def update_absolute(self, value, total=None, preview=None):
-        if total is not None:
-            self.total = total
-        self.current = min(value, self.total)
-        if self.hook is not None:
-            self.hook(self.current, self.total, preview, node_id=self.node_id)
-
-    def update(self, value):
-        self.update_absolute(self.current + value)

@@ -17,8 +17,7 @@ class LoRAAdapter(WeightAdapterBase):
     name = "lora"
 
     def __init__(self, loaded_keys, weights):
-        self.loaded_keys = loaded_keys
-        self.weights = weights
+        self.weights, self.loaded_keys = weights, loaded_keys
 
     def calculate_weight(self, weight, key, strength, strength_model, offset, function,
                          intermediate_dtype=torch.float32, original_weight=None):

@@ -18,9 +18,7 @@ class Node:
     """A node of a GraphBuilder."""
 
     def __init__(self, id, class_type, inputs):
-        self.id = id
-        self.class_type = class_type
-        self.inputs = inputs
+        self.id, self.class_type, self.inputs = id, class_type, inputs
         self.override_display_id = None
 
     def out(self, index):
@@ -35,6 +33,7 @@ class Node:
             self.inputs[key] = value
 
     def get_input(self, key):
+        """The input's value or link; None where it has neither."""
         return self.inputs.get(key)
 
     def set_override_display_id(self, override_display_id):
@@ -49,29 +48,22 @@ class Node:
 class GraphBuilder:
     """Writes a graph in the API format with ids that no other node has: "<expanding node>.<call>.<graph>.<id>"."""
 
-    _default_prefix_root = ""
-    _default_prefix_call_index = 0
-    _default_prefix_graph_index = 0
+    _place = ("", 0, 0)  # the expanding node, its call, and the number that the call's next graph gets
 
     def __init__(self, prefix=None):
         self.prefix = GraphBuilder.alloc_prefix() if prefix is None else prefix
-        self.nodes = {}
-        self.id_gen = 1
+        self.nodes, self.id_gen = {}, 1
 
     @classmethod
     def set_default_prefix(cls, prefix_root, call_index, graph_index=0):
         """Called by the executor before each call of a node."""
-        cls._default_prefix_root = prefix_root
-        cls._default_prefix_call_index = call_index
-        cls._default_prefix_graph_index = graph_index
+        cls._place = (prefix_root, call_index, graph_index)
 
     @classmethod
     def alloc_prefix(cls, root=None, call_index=None, graph_index=None):
-        parts = (GraphBuilder._default_prefix_root if root is None else root,
-                 GraphBuilder._default_prefix_call_index if call_index is None else call_index,
-                 GraphBuilder._default_prefix_graph_index if graph_index is None else graph_index)
-        GraphBuilder._default_prefix_graph_index += 1
-        return ".".join(str(part) for part in parts) + "."
+        given, place = (root, call_index, graph_index), GraphBuilder._place
+        GraphBuilder._place = (*place[:2], place[2] + 1)
+        return "".join(f"{known if part is None else part}." for part, known in zip(given, place, strict=True))
 
     def node(self, class_type, id=None, **kwargs):
         """The node with this id, made if it is new; without an id the next number."""

@@ -87,6 +87,8 @@ class Noise_EmptyNoise:
 
 
 class Noise_RandomNoise:
+    """Noise of a seed, the same for a latent wherever it stands in its batch."""
+
     def __init__(self, seed):
         self.seed = seed
 
@@ -124,8 +126,10 @@ class RandomNoise:
 
 
 class Guider_Basic(comfy.samplers.CFGGuider):
+    """One conditioning, no guidance."""
+
     def set_conds(self, positive):
-        self.inner_set_conds({"positive": positive})
+        self.inner_set_conds(dict(positive=positive))
 
 
 class BasicGuider:
@@ -138,9 +142,9 @@ class BasicGuider:
         return {"required": {"model": ("MODEL",), "conditioning": ("CONDITIONING",)}}
 
     def get_guider(self, model, conditioning):
-        guider = Guider_Basic(model)
-        guider.set_conds(conditioning)
-        return (guider,)
+        unguided = Guider_Basic(model)
+        unguided.set_conds(conditioning)
+        return (unguided,)
 
 
 class CFGGuider:
@@ -154,10 +158,10 @@ class CFGGuider:
                              "cfg": _core.CFG}}
 
     def get_guider(self, model, positive, negative, cfg):
-        guider = comfy.samplers.CFGGuider(model)
-        guider.set_conds(positive, negative)
-        guider.set_cfg(cfg)
-        return (guider,)
+        guided = comfy.samplers.CFGGuider(model)
+        guided.set_cfg(cfg)
+        guided.set_conds(positive, negative)
+        return (guided,)
 
 
 # --- sampling --------------------------------------------------------------------------------------------------------

@@ -11,16 +11,10 @@ import nodes
 class EmptySD3LatentImage(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="EmptySD3LatentImage",
-            category="latent/sd3",
-            inputs=[
-                io.Int.Input("width", default=1024, min=16, max=nodes.MAX_RESOLUTION, step=16),
-                io.Int.Input("height", default=1024, min=16, max=nodes.MAX_RESOLUTION, step=16),
-                io.Int.Input("batch_size", default=1, min=1, max=4096),
-            ],
-            outputs=[io.Latent.Output()],
-        )
+        pixels = {"default": 1024, "min": 16, "max": nodes.MAX_RESOLUTION, "step": 16}
+        inputs = [io.Int.Input(side, **pixels) for side in ("width", "height")]
+        inputs.append(io.Int.Input("batch_size", default=1, min=1, max=4096))
+        return io.Schema("EmptySD3LatentImage", category="latent/sd3", inputs=inputs, outputs=[io.Latent.Output()])
 
     @classmethod
     def execute(cls, width, height, batch_size=1):

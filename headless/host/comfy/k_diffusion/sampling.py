@@ -75,38 +75,37 @@ def _churned(x, sigma, intervals, s_churn, s_tmin, s_tmax, s_noise, noise_sample
     return x + noise_sampler(sigma, sigma_hat) * s_noise * (sigma_hat ** 2 - sigma ** 2) ** 0.5, sigma_hat
 
 
+def _karras_steps(model, x, sigmas, extra_args, callback, disable, churn, corrected):
+    """Karras et al. 2022, algorithm 2 with churn = (s_churn, s_tmin, s_tmax, s_noise), with or without correction."""
+    extra_args, ones = _start(x, extra_args)
+    noise_sampler = default_noise_sampler(x, seed=extra_args.get("seed"))
+    for i in trange(len(sigmas) - 1, disable=disable):
+        x, sigma_hat = _churned(x, sigmas[i], len(sigmas) - 1, *churn, noise_sampler)
+        denoised = model(x, sigma_hat * ones, **extra_args)
+        slope = to_d(x, sigma_hat, denoised)
+        _report(callback, i, x, sigmas[i], sigma_hat, denoised)
+        dt = sigmas[i + 1] - sigma_hat
+        if corrected and sigmas[i + 1] != 0:
+            ahead = x + slope * dt
+            slope = (slope + to_d(ahead, sigmas[i + 1], model(ahead, sigmas[i + 1] * ones, **extra_args))) / 2
+        x = x + slope * dt
+    return x
+
+
 @torch.no_grad()
 def sample_euler(model, x, sigmas, extra_args=None, callback=None, disable=None, s_churn=0.0, s_tmin=0.0,
                  s_tmax=float("inf"), s_noise=1.0):
     """Euler steps (Karras et al. 2022, algorithm 2 without the correction)."""
-    extra_args, ones = _start(x, extra_args)
-    noise_sampler = default_noise_sampler(x, seed=extra_args.get("seed"))
-    for i in trange(len(sigmas) - 1, disable=disable):
-        x, sigma_hat = _churned(x, sigmas[i], len(sigmas) - 1, s_churn, s_tmin, s_tmax, s_noise, noise_sampler)
-        denoised = model(x, sigma_hat * ones, **extra_args)
-        slope = to_d(x, sigma_hat, denoised)
-        _report(callback, i, x, sigmas[i], sigma_hat, denoised)
-        x = x + slope * (sigmas[i + 1] - sigma_hat)
-    return x
+    churn = (s_churn, s_tmin, s_tmax, s_noise)
+    return _karras_steps(model, x, sigmas, extra_args, callback, disable, churn, corrected=False)
 
 
 @torch.no_grad()
 def sample_heun(model, x, sigmas, extra_args=None, callback=None, disable=None, s_churn=0.0, s_tmin=0.0,
                 s_tmax=float("inf"), s_noise=1.0):
     """Heun's second-order steps (Karras et al. 2022, algorithm 2); the step to sigma 0 is Euler's."""
-    extra_args, ones = _start(x, extra_args)
-    noise_sampler = default_noise_sampler(x, seed=extra_args.get("seed"))
-    for i in trange(len(sigmas) - 1, disable=disable):
-        x, sigma_hat = _churned(x, sigmas[i], len(sigmas) - 1, s_churn, s_tmin, s_tmax, s_noise, noise_sampler)
-        denoised = model(x, sigma_hat * ones, **extra_args)
-        slope = to_d(x, sigma_hat, denoised)
-        _report(callback, i, x, sigmas[i], sigma_hat, denoised)
-        dt = sigmas[i + 1] - sigma_hat
-        if sigmas[i + 1] != 0:
-            ahead = x + slope * dt
-            slope = (slope + to_d(ahead, sigmas[i + 1], model(ahead, sigmas[i + 1] * ones, **extra_args))) / 2
-        x = x + slope * dt
-    return x
+    churn = (s_churn, s_tmin, s_tmax, s_noise)
+    return _karras_steps(model, x, sigmas, extra_args, callback, disable, churn, corrected=True)
 
 
 @torch.no_grad()

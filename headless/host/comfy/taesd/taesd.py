@@ -22,12 +22,12 @@ class Block(nn.Module):
 
     def __init__(self, n_in, n_out):
         super().__init__()
-        self.conv = nn.Sequential(conv(n_in, n_out), nn.ReLU(), conv(n_out, n_out), nn.ReLU(), conv(n_out, n_out))
+        inner = [layer for _ in range(2) for layer in (nn.ReLU(), conv(n_out, n_out))]
+        self.conv = nn.Sequential(conv(n_in, n_out), *inner)
         self.skip = nn.Identity() if n_in == n_out else nn.Conv2d(n_in, n_out, 1, bias=False)
-        self.fuse = nn.ReLU()
 
     def forward(self, x):
-        return self.fuse(self.conv(x) + self.skip(x))
+        return torch.relu(self.skip(x) + self.conv(x))
 
 
 def _blocks():

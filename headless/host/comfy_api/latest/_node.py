@@ -21,10 +21,8 @@ class NodeOutput:
     """Return value of a node: one value an output, and optionally UI data, an expansion graph or a reason to block."""
 
     def __init__(self, *args: Any, ui: _UIOutput | dict = None, expand: dict = None, block_execution: str = None):
-        self.args = args
-        self.ui = ui
-        self.expand = expand
-        self.block_execution = block_execution
+        self.args, self.ui = args, ui
+        self.expand, self.block_execution = expand, block_execution
 
     @property
     def result(self):

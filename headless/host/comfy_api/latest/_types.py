@@ -68,13 +68,8 @@ def _given(settings):
 class _Role:
     Parent: type["ComfyType"] = None
 
-    @property
-    def io_type(self):
-        return self.Parent.io_type
-
-    @property
-    def Type(self):
-        return self.Parent.Type
+    io_type = property(lambda self: self.Parent.io_type)
+    Type = property(lambda self: self.Parent.Type)
 
 
 class Input(_Role):
@@ -82,11 +77,8 @@ class Input(_Role):
 
     def __init__(self, id: str, display_name: str = None, optional=False, tooltip: str = None, lazy: bool = None,
                  extra_dict=None):
-        self.id = id
-        self.display_name = display_name
-        self.optional = optional
-        self.tooltip = tooltip
-        self.lazy = lazy
+        self.id, self.display_name, self.tooltip = id, display_name, tooltip
+        self.optional, self.lazy = optional, lazy
         self.extra_dict = extra_dict or {}
 
     def as_dict(self):
@@ -104,10 +96,8 @@ class WidgetInput(Input):
                  default: Any = None, socketless: bool = None, widget_type: str = None, force_input: bool = None,
                  extra_dict=None):
         super().__init__(id, display_name, optional, tooltip, lazy, extra_dict)
-        self.default = default
-        self.socketless = socketless
-        self.widget_type = widget_type
-        self.force_input = force_input
+        self.default, self.widget_type = default, widget_type
+        self.socketless, self.force_input = socketless, force_input
 
     def as_dict(self):
         return super().as_dict() | _given({"default": self.default, "socketless": self.socketless,
@@ -121,9 +111,7 @@ class Output(_Role):
     """A socket that gives a value; without an id it gets an automatic one when the schema is finished."""
 
     def __init__(self, id: str = None, display_name: str = None, tooltip: str = None, is_output_list=False):
-        self.id = id
-        self.display_name = display_name
-        self.tooltip = tooltip
+        self.id, self.display_name, self.tooltip = id, display_name, tooltip
         self.is_output_list = is_output_list
 
     def as_dict(self):
@@ -185,9 +173,9 @@ class Boolean(ComfyTypeIO, io_type="BOOLEAN"):
         def __init__(self, id: str, display_name: str = None, optional=False, tooltip: str = None, lazy: bool = None,
                      default: bool = None, label_on: str = None, label_off: str = None, socketless: bool = None,
                      force_input: bool = None):
-            super().__init__(id, display_name, optional, tooltip, lazy, default, socketless, None, force_input)
-            self.label_on = label_on
-            self.label_off = label_off
+            super().__init__(
+                id, display_name, optional, tooltip, lazy, default, socketless=socketless, force_input=force_input)
+            self.label_on, self.label_off = label_on, label_off
 
         def as_dict(self):
             return super().as_dict() | _given({"label_on": self.label_on, "label_off": self.label_off})
@@ -201,12 +189,10 @@ class Int(ComfyTypeIO, io_type="INT"):
                      default: int = None, min: int = None, max: int = None, step: int = None,
                      control_after_generate: bool = None, display_mode: NumberDisplay = None, socketless: bool = None,
                      force_input: bool = None):
-            super().__init__(id, display_name, optional, tooltip, lazy, default, socketless, None, force_input)
-            self.min = min
-            self.max = max
-            self.step = step
-            self.control_after_generate = control_after_generate
-            self.display_mode = display_mode
+            super().__init__(
+                id, display_name, optional, tooltip, lazy, default, socketless=socketless, force_input=force_input)
+            self.min, self.max, self.step = min, max, step
+            self.control_after_generate, self.display_mode = control_after_generate, display_mode
 
         def as_dict(self):
             return super().as_dict() | _given({
@@ -223,11 +209,9 @@ class Float(ComfyTypeIO, io_type="FLOAT"):
                      default: float = None, min: float = None, max: float = None, step: float = None,
                      round: float = None, display_mode: NumberDisplay = None, socketless: bool = None,
                      force_input: bool = None):
-            super().__init__(id, display_name, optional, tooltip, lazy, default, socketless, None, force_input)
-            self.min = min
-            self.max = max
-            self.step = step
-            self.round = round
+            super().__init__(
+                id, display_name, optional, tooltip, lazy, default, socketless=socketless, force_input=force_input)
+            self.min, self.max, self.step, self.round = min, max, step, round
             self.display_mode = display_mode
 
         def as_dict(self):
@@ -242,10 +226,10 @@ class String(ComfyTypeIO, io_type="STRING"):
         def __init__(self, id: str, display_name: str = None, optional=False, tooltip: str = None, lazy: bool = None,
                      multiline=False, placeholder: str = None, default: str = None, dynamic_prompts: bool = None,
                      socketless: bool = None, force_input: bool = None):
-            super().__init__(id, display_name, optional, tooltip, lazy, default, socketless, None, force_input)
-            self.multiline = multiline
+            super().__init__(
+                id, display_name, optional, tooltip, lazy, default, socketless=socketless, force_input=force_input)
+            self.multiline, self.dynamic_prompts = multiline, dynamic_prompts
             self.placeholder = placeholder
-            self.dynamic_prompts = dynamic_prompts
 
         def as_dict(self):
             return super().as_dict() | _given({"multiline": self.multiline, "placeholder": self.placeholder,
@@ -268,11 +252,8 @@ class Combo(ComfyTypeIO, io_type="COMBO"):
             super().__init__(id, display_name, optional, tooltip, lazy, default, socketless)
             is_enum = isinstance(options, type) and issubclass(options, Enum)
             self.options = [member.value for member in options] if is_enum else options
-            self.multiselect = False
-            self.control_after_generate = control_after_generate
-            self.upload = upload
-            self.image_folder = image_folder
-            self.remote = remote
+            self.multiselect, self.control_after_generate = False, control_after_generate
+            self.upload, self.image_folder, self.remote = upload, image_folder, remote
 
         def as_dict(self):
             upload = {self.upload.value: True} if self.upload else {}
@@ -307,8 +288,7 @@ class MultiCombo(ComfyTypeI, io_type="COMBO"):
             super().__init__(id, options, display_name, optional, tooltip, lazy, default, control_after_generate,
                              socketless=socketless)
             self.multiselect = True
-            self.placeholder = placeholder
-            self.chip = chip
+            self.placeholder, self.chip = placeholder, chip
 
         def as_dict(self):
             return super().as_dict() | _given({"multi_select": self.multiselect, "placeholder": self.placeholder,

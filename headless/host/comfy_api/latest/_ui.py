@@ -106,11 +106,13 @@ class PreviewMask(PreviewImage):
 
 
 class PreviewText(_UIOutput):
+    """Text below the node."""
+
     def __init__(self, value: str, **kwargs):
         self.value = value
 
     def as_dict(self):
-        return {"text": (self.value,)}
+        return dict(text=(self.value,))
 
 
 def _destination(filename_prefix, folder_type, images):
