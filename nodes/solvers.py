@@ -4,7 +4,9 @@ import comfy.model_management
 import comfy.samplers
 from comfy_api.latest import io
 
-from ..samplers.dpm_solver import CORRECTORS, LOWER_ORDER_FINAL, METHODS, STARTS, check_options, sample_dpm_solver
+from ..samplers import deis, dpm_solver
+from ..samplers.classical import TABLEAUS
+from ..samplers.integrator import STARTS
 from ..samplers.weights import BASES, PREDICTIONS, VARIANTS
 from ._schema import kw, schema
 
@@ -33,7 +35,7 @@ class DPMSolverSampler(io.ComfyNode):
             ),
             search_aliases=["dpm", "dpm++", "dpmpp", "2m", "3m", "unipc", "sa-solver", "exponential integrator"],
             inputs=[
-                io.Combo.Input("method", options=list(METHODS), default="multistep", tooltip=(
+                io.Combo.Input("method", options=list(dpm_solver.METHODS), default="multistep", tooltip=(
                     "multistep reuses past predictions: best for guided sampling. singlestep spends the sigmas of "
                     "SIGMAS as stages inside a step: good without guidance.")),
                 io.Int.Input("order", default=2, min=1, max=4, tooltip=(
@@ -47,14 +49,15 @@ class DPMSolverSampler(io.ComfyNode):
                 kw(io.Combo.Input, "variant", options=list(VARIANTS), default="taylor", advanced=True, tooltip=(
                     "taylor integrates the polynomial exactly; midpoint (DPM-Solver++ 2M, UniPC bh2) and bh1 rescale "
                     "second-order steps. Third order with singlestep midpoint is the paper's 'dpmsolver' type.")),
-                kw(io.Combo.Input, "lower_order_final", options=list(LOWER_ORDER_FINAL), default="auto",
+                kw(io.Combo.Input, "lower_order_final", options=list(dpm_solver.LOWER_ORDER_FINAL), default="auto",
                     advanced=True, tooltip=(
                     "Lower the order in the last steps, which steadies short runs. auto: below 10 steps. "
                     "Multistep only.")),
                 kw(io.Combo.Input, "start", options=list(STARTS), default="ramp", advanced=True, tooltip=(
                     "First steps of a multistep run, before it has a history: ramp uses order 1, 2, ...; rk inserts "
                     "extra network calls and keeps the full order; euler uses order 1.")),
-                kw(io.Combo.Input, "corrector", options=list(CORRECTORS), default="none", advanced=True, tooltip=(
+                kw(io.Combo.Input, "corrector", options=list(dpm_solver.CORRECTORS), default="none",
+                    advanced=True, tooltip=(
                     "unic corrects each state with the next prediction at no extra call (UniPC): one order more. "
                     "Multistep only.")),
                 io.Float.Input("tau", default=0.0, min=0.0, max=2.0, step=0.01, tooltip=(
@@ -76,12 +79,55 @@ class DPMSolverSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, s_noise, guard, thresholding, threshold_ratio, **options):
-        check_options(**options)
+        dpm_solver.check_options(**options)
         if thresholding not in THRESHOLDINGS:
             raise ValueError(f"thresholding is {thresholding!r}; choose one of {', '.join(THRESHOLDINGS)}")
         threshold = threshold_ratio if thresholding == "dynamic" else 0.0
-        recipe = sampler_recipe(sample_dpm_solver, s_noise=s_noise, guard=guard, threshold=threshold, **options)
-        return io.NodeOutput(recipe)
+        options |= {"s_noise": s_noise, "guard": guard, "threshold": threshold}
+        return io.NodeOutput(sampler_recipe(dpm_solver.sample_dpm_solver, **options))
 
 
-NODES = [DPMSolverSampler]
+class DEISSampler(io.ComfyNode):
+    """SAMPLER of the DEIS family."""
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="TrajectoryDEISSampler",
+            display_name="DEIS Sampler",
+            category=CATEGORY,
+            description=(
+                "DEIS, the exponential integrator in the loaded model's own time, with its sigma, log-SNR, iPNDM and "
+                "Runge-Kutta versions, for eps, v, EDM and flow models."
+            ),
+            search_aliases=["deis", "tab", "rhoab", "ipndm", "adams-bashforth", "lms", "runge-kutta", "heun", "rk4"],
+            inputs=[
+                io.Combo.Input("variant", options=list(deis.VARIANTS), default="tAB", tooltip=(
+                    "What the polynomial runs in: tAB the model's own time (the paper's best), rhoAB sigma, logrhoAB "
+                    "log-SNR. iPNDM takes the weights of even steps, rhoRK a Runge-Kutta table with extra calls.")),
+                io.Int.Input("order", default=3, min=0, max=4, tooltip=(
+                    "Degree of the polynomial: order + 1 predictions are used. 3 is the paper's; 1 or 2 are steadier "
+                    "at high CFG. Not used by rhoRK.")),
+                io.Combo.Input("rk", options=list(TABLEAUS), default="heun", tooltip=(
+                    "The table of rhoRK: heun makes 2 calls an interval, the third-order ones 3, rk4 4.")),
+                kw(io.Combo.Input, "flow_form", options=list(deis.FLOW_FORMS), default="velocity",
+                    advanced=True, tooltip=(
+                    "On flow models: interpolate the velocity, or the noise as the paper does. Others have one form.")),
+                io.Float.Input("tau", default=0.0, min=0.0, max=2.0, step=0.01, tooltip=(
+                    "Strength of fresh noise: 0 is the deterministic ODE, 1 the reverse SDE. Not for iPNDM, rhoRK.")),
+                io.Float.Input("s_noise", default=1.0, min=0.0, max=10.0, step=0.01, tooltip=(
+                    "Multiplies the fresh noise; has no effect at tau 0.")),
+                kw(io.Float.Input, "guard", default=6.0, min=0.0, max=50.0, step=0.1, advanced=True, tooltip=(
+                    "Lowers the order of a step whose weights extrapolate further than this (sum of |weights| over "
+                    "their sum). 0 turns it off.")),
+            ],
+            outputs=[io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, s_noise, guard, **options):
+        deis.check_options(**options)
+        return io.NodeOutput(sampler_recipe(deis.sample_deis, s_noise=s_noise, guard=guard, **options))
+
+
+NODES = [DPMSolverSampler, DEISSampler]

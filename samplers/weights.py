@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 PREDICTIONS = ("data", "noise", "derivative")
-BASES = ("logSNR", "sigma", "model time", "-log sigma")
+BASES = ("logSNR", "sigma", "model time", "-log sigma", "sigma/alpha")
 
 _XI, _W = np.polynomial.legendre.leggauss(48)
 
@@ -44,6 +44,8 @@ def basis_function(basis, schedule):
         return lambda sigma: np.asarray(sigma, dtype=float)
     if basis == "-log sigma":
         return lambda sigma: -np.log(sigma)
+    if basis == "sigma/alpha":
+        return lambda sigma: np.exp(-schedule.path.lam(sigma))
     if basis == "model time":
         if schedule.time is None:
             raise ValueError("basis 'model time' needs a model with a table of sigmas; choose 'logSNR' or 'sigma'")

@@ -148,7 +148,25 @@ def example_solver_and_schedule(graph):
     ))  # fmt: skip
 
 
-EXAMPLES = {"Text to image": example_text_to_image, "Solver and schedule": example_solver_and_schedule}
+def example_deis(graph):
+    text_to_image(
+        graph, "a dusk over green hills with a sun, two green trees on the right and a white balloon on the left",
+        sampler=lambda g: g.add("TrajectoryDEISSampler", 1, "Solver", variant="tAB", order=2), seed=1,
+        sigmas=lambda g, loader: g.add(
+            "TrajectoryTimeSkipScheduler", 2, "Schedule", model=(loader, "MODEL"), steps=10, skip="time_quadratic"
+        ),
+    )  # fmt: skip
+    graph.note(0, (
+        "DEIS in the model's own time (tAB) on the schedule of its paper, *time_quadratic*, in ten network calls.\n\n"
+        "Try the *variant* rhoRK with *rk* heun at 5 steps: the same number of calls, spent inside the steps."
+    ))  # fmt: skip
+
+
+EXAMPLES = {
+    "Text to image": example_text_to_image,
+    "Solver and schedule": example_solver_and_schedule,
+    "DEIS in model time": example_deis,
+}
 
 
 def thumbnail(workflow_file, edge=400, quality=88):

@@ -41,7 +41,7 @@ def test_derivative_form_in_sigma_is_adams_bashforth_on_a_uniform_grid(table):
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
-@pytest.mark.parametrize("basis", ["logSNR", "sigma", "-log sigma"])
+@pytest.mark.parametrize("basis", ["logSNR", "sigma", "-log sigma", "sigma/alpha"])
 @pytest.mark.parametrize("prediction", ["data", "noise", "derivative"])
 def test_any_basis_against_adaptive_quadrature(path, basis, prediction):
     nodes, sigma_a, sigma_b = [0.6, 0.7, 0.9], 0.6, 0.45

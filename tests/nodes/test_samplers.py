@@ -22,6 +22,11 @@ SAMPLERS = {
     "dpm-solver-3s": ("TrajectoryDPMSolverSampler", {"method": "singlestep", "order": 3}, 0.02),
     "dpm-solver-unic": ("TrajectoryDPMSolverSampler", {"corrector": "unic"}, 0.04),
     "dpm-solver-sde": ("TrajectoryDPMSolverSampler", {"tau": 1.0}, None),
+    "deis-tab3": ("TrajectoryDEISSampler", {}, 0.02),
+    "deis-rhoab2-noise": ("TrajectoryDEISSampler", {"variant": "rhoAB", "order": 2, "flow_form": "noise"}, 0.04),
+    "deis-ipndm": ("TrajectoryDEISSampler", {"variant": "iPNDM"}, 0.04),
+    "deis-rk3": ("TrajectoryDEISSampler", {"variant": "rhoRK", "rk": "kutta3"}, 0.02),
+    "deis-sde": ("TrajectoryDEISSampler", {"variant": "logrhoAB", "order": 1, "tau": 0.5}, None),
     "dpm-solver-sde-unic": ("TrajectoryDPMSolverSampler", {"tau": 0.5, "corrector": "unic", "order": 3}, None),
 }
 KINDS = ("eps", "v", "edm", "flow")
