@@ -20,6 +20,17 @@ def sampler_recipe(function, **options):
     return comfy.samplers.KSAMPLER(function, {**options, "before_call": cancel})
 
 
+def s_noise_input():
+    return io.Float.Input("s_noise", default=1.0, min=0.0, max=10.0, step=0.01, tooltip=(
+        "Multiplies the fresh noise; has no effect at tau 0."))  # fmt: skip
+
+
+def guard_input():
+    return kw(io.Float.Input, "guard", default=6.0, min=0.0, max=50.0, step=0.1, advanced=True, tooltip=(
+        "Lowers the order of a step whose weights extrapolate further than this (sum of |weights| over their sum). "
+        "Matters on uneven schedules such as normal. 0 turns it off."))  # fmt: skip
+
+
 class DPMSolverSampler(io.ComfyNode):
     """SAMPLER of the DPM-Solver family."""
 
@@ -63,11 +74,8 @@ class DPMSolverSampler(io.ComfyNode):
                 io.Float.Input("tau", default=0.0, min=0.0, max=2.0, step=0.01, tooltip=(
                     "Strength of fresh noise: 0 is the deterministic ODE, 1 the reverse SDE (as SA-Solver). Needs "
                     "prediction data or noise. Each batch item has its own noise.")),
-                io.Float.Input("s_noise", default=1.0, min=0.0, max=10.0, step=0.01, tooltip=(
-                    "Multiplies the fresh noise; has no effect at tau 0.")),
-                kw(io.Float.Input, "guard", default=6.0, min=0.0, max=50.0, step=0.1, advanced=True, tooltip=(
-                    "Lowers the order of a step whose weights extrapolate further than this (sum of |weights| over "
-                    "their sum). Matters on uneven schedules such as normal. 0 turns it off.")),
+                s_noise_input(),
+                guard_input(),
                 kw(io.Combo.Input, "thresholding", options=list(THRESHOLDINGS), default="off", advanced=True, tooltip=(
                     "dynamic clamps each prediction to a quantile of its values (Imagen). For models that work on "
                     "pixels only: latents have no fixed range.")),
@@ -115,11 +123,8 @@ class DEISSampler(io.ComfyNode):
                     "On flow models: interpolate the velocity, or the noise as the paper does. Others have one form.")),
                 io.Float.Input("tau", default=0.0, min=0.0, max=2.0, step=0.01, tooltip=(
                     "Strength of fresh noise: 0 is the deterministic ODE, 1 the reverse SDE. Not for iPNDM, rhoRK.")),
-                io.Float.Input("s_noise", default=1.0, min=0.0, max=10.0, step=0.01, tooltip=(
-                    "Multiplies the fresh noise; has no effect at tau 0.")),
-                kw(io.Float.Input, "guard", default=6.0, min=0.0, max=50.0, step=0.1, advanced=True, tooltip=(
-                    "Lowers the order of a step whose weights extrapolate further than this (sum of |weights| over "
-                    "their sum). 0 turns it off.")),
+                s_noise_input(),
+                guard_input(),
             ],
             outputs=[io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
         )  # fmt: skip

@@ -147,10 +147,16 @@ def usable(sigmas, path, tau=0.0):
 
 
 def record_step(plan, sigma_a, sigma_b, nodes, calls_before, kappa, note=""):
+    """Note in the plan what was decided for a step; its order is the number of nodes."""
     plan.steps.append(StepInfo(sigma_a, sigma_b, len(nodes), plan.calls - calls_before, kappa, note))
 
 
 def plan_multistep(integrator, sigmas, orders, start, correct):
+    """Append a step for each interval of SIGMAS that takes the newest predictions, one call an interval.
+
+    orders: the most nodes of each step. start: one of STARTS, for the steps that lack a history. correct: replace each
+    state, once the model was called at it, by the step with that call among its nodes (UniC, Zhao et al. 2023).
+    """
     plan, history, pending = integrator.plan, [], None
     for i, order in enumerate(orders):
         sigma_a, sigma_b = sigmas[i], sigmas[i + 1]

@@ -12,11 +12,11 @@ FLOW_FIRST = 0.999
 
 
 def time_skip(schedule, steps, skip="logSNR", exponent=0.0, t_start=1.0, t_end=1e-3, append_zero=True, denoise=1.0):
-    """steps + 1 noise levels (steps + 2 with the appended zero when the schedule ends above 0), as a list of floats.
+    """steps + 1 falling noise levels as a list of floats; none for denoise 0.
 
     schedule: `model.Schedule` of the model. skip: one of SKIPS. exponent: p, 0 = the usual one of the skip. t_start,
     t_end: the model's own time in (0, 1]; below the first entry of the model's table its smallest sigma is meant.
-    append_zero: the last level becomes 0 after `steps` levels above it, so that `steps` is the number of calls.
+    append_zero: the last level is 0 after `steps` levels above it; else all are above 0.
     denoise: below 1 the schedule of int(steps / denoise) steps is made and its last `steps` are kept.
     Raises ValueError for a model without a table or values out of range.
     """
