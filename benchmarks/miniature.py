@@ -36,7 +36,7 @@ def generated(node_table, captions, size, steps, cfg, seed, batch=16) -> torch.T
     import comfy.samplers
 
     model, clip, vae = node_table["TrajectoryLoadMiniature"].execute("landscapes (flow)").args
-    solver_node = node_table["TrajectoryDPMSolverSampler"]
+    solver_node = node_table["TrajectoryAngularSampler"]
     solver = solver_node.execute(**{i.id: i.default for i in solver_node.GET_SCHEMA().inputs}).args[0]
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
     pictures = []

@@ -11,7 +11,7 @@ from comfy_api.latest import ComfyExtension
 
 logger = logging.getLogger("trajectory")
 
-FAMILIES = ("models", "solvers", "schedules", "analysis")
+FAMILIES = ("models", "solvers", "time_shift", "inversion", "schedules", "analysis", "denoising_mcmc")
 
 failures: dict[str, str] = {}
 """Module name -> why it is missing, filled while loading."""

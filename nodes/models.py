@@ -1,4 +1,4 @@
-"""The loader of the bundled miniature models: real networks in small, on which every example runs."""
+"""The loader of the bundled miniature models, on which every example runs, and patches of a model's schedule."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..models.captions import CaptionEncoder, CaptionTokenizer
+from ..samplers.timesteps import with_fractional_timesteps
 from ._schema import kw, schema
 
 _FOLDER = Path(__file__).resolve().parents[1] / "miniatures"
@@ -98,4 +99,33 @@ class TrajectoryLoadMiniature(io.ComfyNode):
         return io.NodeOutput(patcher, load_clip(captions), vae)
 
 
-NODES = [TrajectoryLoadMiniature]
+class FractionalTimesteps(io.ComfyNode):
+    """MODEL whose network hears the exact time of a sigma instead of the nearest entry of its table."""
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="TrajectoryFractionalTimesteps",
+            display_name="Fractional Timesteps",
+            category="trajectory/models",
+            description=(
+                "Tells the network of an eps or v model the exact time of each sigma, where the host rounds to one of "
+                "1000 steps. Flow and EDM models do not round and are returned as they are."
+            ),
+            search_aliases=["timestep rounding", "continuous time", "discrete", "model sampling"],
+            inputs=[io.Model.Input("model", tooltip="The model, after any node that changes its sampling.")],
+            outputs=[io.Model.Output(display_name="model", tooltip="For the guider and the schedule.")],
+        )
+
+    @classmethod
+    def execute(cls, model):
+        sampling = model.get_model_object("model_sampling")
+        fractional = with_fractional_timesteps(sampling)
+        if fractional is sampling:
+            return io.NodeOutput(model)
+        patched = model.clone()
+        patched.add_object_patch("model_sampling", fractional)
+        return io.NodeOutput(patched)
+
+
+NODES = [TrajectoryLoadMiniature, FractionalTimesteps]

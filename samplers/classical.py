@@ -73,24 +73,34 @@ def _linear(path, prediction, sigma_a, sigma_b):
 def plan_runge_kutta(integrator, sigmas, tableau):
     """Append a Runge-Kutta step for each interval of SIGMAS; stages inside it are further calls, at new noise levels.
 
-    The step to sigma 0 and the one from sigma 1 of a flow are of first order, as everywhere.
+    Closed steps (`Integrator.closed`) are of first order, as everywhere.
     """
     plan, path = integrator.plan, integrator.path
     for i, (sigma_a, sigma_b) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
         calls, state, out = plan.calls, plan.result, f"x{i + 1}"
         nodes = [integrator.predict(state, sigma_a, i)]
-        if sigma_b == 0 or path.alpha(sigma_a) == 0 or path.alpha(sigma_b) == 0:
+        if integrator.closed(sigma_a, sigma_b):
             step = first_order(path, sigma_a, sigma_b)
             plan.combine(out, (step.carry, state), (step.nodes[0], nodes[0].denoised))
         else:
-            for c, row in zip(tableau.c, tableau.a, strict=True):
-                sigma = _between(path, integrator.prediction, sigma_a, sigma_b, c)
-                stage = f"{out}.{len(nodes)}"
-                _combine(integrator, stage, state, nodes, row, sigma_a, sigma, c)
-                nodes.append(integrator.predict(stage, sigma))
-            _combine(integrator, out, state, nodes, tableau.b, sigma_a, sigma_b, 1.0)
+            sigmas_of_stages = [_between(path, integrator.prediction, sigma_a, sigma_b, c) for c in tableau.c]
+            nodes = stages(integrator, out, state, nodes[0], tableau, sigmas_of_stages)
+            combine_row(integrator, out, state, nodes, tableau.b, sigma_a, sigma_b)
         record_step(plan, sigma_a, sigma_b, nodes[: tableau.order], calls, 1.0)
         plan.result = out
+
+
+def stages(integrator, out, state, first, tableau, sigmas):
+    """Call the model at the further stages of a table, at the noise levels `sigmas`; returns the nodes of all stages.
+
+    `state` is the one of `first`, where the step begins.
+    """
+    nodes = [first]
+    for sigma, row in zip(sigmas, tableau.a, strict=True):
+        stage = f"{out}.{len(nodes)}"
+        combine_row(integrator, stage, state, nodes, row, first.sigma, sigma)
+        nodes.append(integrator.predict(stage, sigma))
+    return nodes
 
 
 def _between(path, prediction, sigma_a, sigma_b, c):
@@ -101,8 +111,9 @@ def _between(path, prediction, sigma_a, sigma_b, c):
     return float(path.sigma(-np.log(rho_a + c * (rho_b - rho_a))))
 
 
-def _combine(integrator, out, state, nodes, row, sigma_a, sigma_b, c):
+def combine_row(integrator, out, state, nodes, row, sigma_a, sigma_b):
+    """Step `state` from sigma_a to sigma_b with the mean of the predictions that a row of a table weighs."""
     carry, span = _linear(integrator.path, integrator.prediction, sigma_a, sigma_b)
-    # a row sums up to c, the whole fraction of the step that lies between the two noise levels
-    terms = [(span * w / c, node.prediction) for w, node in zip(row, nodes, strict=True)]
+    # a stage's row sums up to its c, the fraction of the step that lies between the two noise levels
+    terms = [(span * w / sum(row), node.prediction) for w, node in zip(row, nodes, strict=True)]
     integrator.plan.combine(out, (carry, state), *terms)

@@ -39,10 +39,9 @@ def plan_dpm_solver(
     if method == "singlestep":
         _plan_singlestep(integrator, sigmas, order)
     else:
-        last = len(sigmas) - 1
-        lower = lower_order_final == "on" or (lower_order_final == "auto" and last < 10)
-        orders = [min(order, last - i) if lower else order for i in range(last)]
-        plan_multistep(integrator, sigmas, orders, start, corrector == "unic")
+        plan_multistep(
+            integrator, sigmas, falling_orders(sigmas, order, lower_order_final), start, corrector == "unic"
+        )
     return plan
 
 
@@ -74,6 +73,13 @@ def check_options(method, order, prediction, basis, variant, lower_order_final, 
         )
 
 
+def falling_orders(sigmas, order, lower_order_final):
+    """The order of each step: `order`, but no more than the steps that are left where the end is to be lowered."""
+    steps = max(len(sigmas) - 1, 0)
+    lower = lower_order_final == "on" or (lower_order_final == "auto" and steps < 10)
+    return [min(order, steps - i) if lower else order for i in range(steps)]
+
+
 def singlestep_groups(steps, order):
     """How `steps` calls are shared out to steps of the given order (Lu et al. 2022a, section 3.4 and appendix D)."""
     if order == 3:
@@ -84,8 +90,8 @@ def singlestep_groups(steps, order):
 
 
 def _plan_singlestep(integrator, sigmas, order):
-    plan, path, last = integrator.plan, integrator.path, max(len(sigmas) - 1, 0)
-    groups = [1] if last and path.alpha(sigmas[0]) == 0 else []  # from sigma 1 of a flow only one step is finite
+    plan, last = integrator.plan, max(len(sigmas) - 1, 0)
+    groups = [1] if last and integrator.closed(*sigmas[:2]) else []  # nothing else starts from sigma 1 of a flow
     groups += singlestep_groups(last - len(groups), order)
     if last and sigmas[last] == 0 and groups[-1] > 1:  # the step to sigma 0 is x = D
         groups[-1:] = [groups[-1] - 1, 1]

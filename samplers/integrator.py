@@ -6,6 +6,7 @@ SIGMAS, points inside the step, the end point) and is written with an `Integrato
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -37,23 +38,44 @@ class Integrator:
     variant: str = "taylor"
     tau: float = 0.0
     guard: float = 0.0
+    ddim: ClassVar[bool] = True
+    """Whether a step with one prediction is the same for data, noise and derivative, as it is without noise."""
+
+    def strength(self, sigma_a):
+        """tau of the step that starts at sigma_a: a number, or a function of sigma (`weights.noise_time`)."""
+        return self.tau
+
+    def closed(self, sigma_a, sigma_b):
+        """Whether a step has its first-order form alone: to sigma 0, and at sigma 1 of a flow where others diverge.
+
+        There alpha is 0, by which the noise form and fresh noise divide, and some bases are infinite.
+        """
+        if sigma_b == 0 or self.path.alpha(sigma_a) > 0 < self.path.alpha(sigma_b):
+            return sigma_b == 0
+        infinite = self.u is not None and not np.isfinite([self.u(sigma_a), self.u(sigma_b)]).all()
+        return self.prediction == "noise" or self.strength(sigma_a) != 0 or infinite
 
     def predict(self, state, sigma, interval=None):
-        """Call the model at `state`; returns the Node, whose P = (x - alpha D)/sigma (noise) or (x - D)/sigma."""
+        """Call the model at `state`; returns the Node, with the prediction P in use."""
         n = self.plan.calls
         node = Node(sigma, f"D{n}", f"D{n}" if self.prediction == "data" else f"P{n}")
         self.plan.eval(node.denoised, state, sigma, interval)
         if self.prediction != "data":
-            alpha = float(self.path.alpha(sigma)) if self.prediction == "noise" else 1.0
-            self.plan.combine(node.prediction, (1 / sigma, state), (-alpha / sigma, node.denoised))
+            of_state, of_denoised = self.prediction_terms(sigma)
+            self.plan.combine(node.prediction, (of_state, state), (of_denoised, node.denoised))
         return node
+
+    def prediction_terms(self, sigma):
+        """(weight of x, weight of D) of P = (x - alpha D)/sigma (noise) or (x - D)/sigma (derivative)."""
+        return 1 / sigma, -(float(self.path.alpha(sigma)) if self.prediction == "noise" else 1.0) / sigma
 
     def weights(self, nodes, sigma_a, sigma_b, variant):
         """Weights of the step with P known at `nodes`, the variant's factor applied."""
-        weights = step_weights(
-            self.path, self.prediction, self.u, [node.sigma for node in nodes], sigma_a, sigma_b, self.tau
-        )
-        span = float(self.path.lam(sigma_b) - self.path.lam(sigma_a)) * (1 + self.tau**2)
+        tau, levels = self.strength(sigma_a), [node.sigma for node in nodes]
+        weights = step_weights(self.path, self.prediction, self.u, levels, sigma_a, sigma_b, tau)
+        if variant == "taylor":
+            return weights
+        span = float(self.path.lam(sigma_b) - self.path.lam(sigma_a)) * (1 + tau**2)
         return with_variant(weights, variant, self.prediction, span)
 
     def guarded(self, nodes, sigma_a, sigma_b, variant):
@@ -82,25 +104,29 @@ class Integrator:
         (weight, slot) that stand for this step's noise instead of a fresh draw (a corrector repeats its predictor's);
         carried: noise that was drawn for an inner point of the step. variant: instead of the integrator's own.
         """
-        closed = sigma_b == 0 or self.path.alpha(sigma_a) == 0 or self.path.alpha(sigma_b) == 0
+        closed, tau = self.closed(sigma_a, sigma_b), self.strength(sigma_a)
         if not closed:
             weights, nodes = self.guarded(nodes, sigma_a, sigma_b, variant or self.variant)
-            closed = len(nodes) == 1 and (self.tau == 0 or self.prediction == "data")
+            closed = self.ddim and len(nodes) == 1 and (tau == 0 or self.prediction == "data")
         if closed:
             nodes = nodes[:1]
-            weights = first_order(self.path, sigma_a, sigma_b, self.tau)
+            weights = first_order(self.path, sigma_a, sigma_b, tau)
         slots = [node.denoised if closed else node.prediction for node in nodes]
         if not noises and weights.noise > 0:
             noises = self.increments(out, weights.noise, carried, sigma_b)
         self.plan.combine(out, (weights.carry, state), *zip(weights.nodes, slots, strict=True), *noises)
         return nodes, weights.kappa, noises
 
+    def correct(self, out, state, nodes, sigma_a, sigma_b, noises):
+        """Repeat the step from sigma_a to sigma_b with a prediction at sigma_b among its nodes, the start first."""
+        return self.advance(out, state, nodes, sigma_a, sigma_b, noises=noises)
+
     def increments(self, out, scale, carried, sigma_b):
         """Noise of deviation `scale`: the draws `carried` = (sigma, terms) of an inner point plus a new one."""
         terms = ()
         if carried:
             sigma, earlier = carried
-            inner = first_order(self.path, sigma, sigma_b, self.tau) if self.prediction == "data" else None
+            inner = first_order(self.path, sigma, sigma_b, self.strength(sigma)) if self.prediction == "data" else None
             carry = inner.carry if inner else float(self.path.alpha(sigma_b) / self.path.alpha(sigma))
             terms = tuple((weight * carry, slot) for weight, slot in earlier)
         rest = max(0.0, scale**2 - sum(weight**2 for weight, _ in terms)) ** 0.5
@@ -154,8 +180,10 @@ def record_step(plan, sigma_a, sigma_b, nodes, calls_before, kappa, note=""):
 def plan_multistep(integrator, sigmas, orders, start, correct):
     """Append a step for each interval of SIGMAS that takes the newest predictions, one call an interval.
 
-    orders: the most nodes of each step. start: one of STARTS, for the steps that lack a history. correct: replace each
-    state, once the model was called at it, by the step with that call among its nodes (UniC, Zhao et al. 2023).
+    orders: the most nodes of each step. start: for the steps that lack a history, one of STARTS, or a function
+    (out, state, node, sigma_b) -> nodes that appends such a step from `node`, its further calls included. correct:
+    replace each state, once the model was called at it, by the step with that call among its nodes (UniC, Zhao et al.
+    2023).
     """
     plan, history, pending = integrator.plan, [], None
     for i, order in enumerate(orders):
@@ -166,20 +194,24 @@ def plan_multistep(integrator, sigmas, orders, start, correct):
             corrected = f"c{i}"
             state, nodes, sigma_from, noises = pending
             # the start stays first, for the variant's factor and the guard count from it
-            integrator.advance(corrected, state, [nodes[0], node, *nodes[1:]], sigma_from, sigma_a, noises=noises)
+            integrator.correct(corrected, state, [nodes[0], node, *nodes[1:]], sigma_from, sigma_a, noises)
             plan.result = corrected
         state, out = plan.result, f"x{i + 1}"
         nodes, note = [node, *history][:order], ""
         if len(nodes) < order and start == "euler":
             nodes = nodes[:1]
-        if len(nodes) < order and start == "rk" and sigma_b > 0 and integrator.path.alpha(sigma_a) > 0:
+        usual = sigma_a != sigma_b and not integrator.closed(sigma_a, sigma_b)
+        lacking = usual and len(nodes) < order
+        if lacking and callable(start):
+            nodes, kappa, noises, note = start(out, state, node, sigma_b), 1.0, (), "start"
+        elif lacking and start == "rk":
             stages = [(sigma, None) for sigma in _inserted(integrator.path, sigma_a, sigma_b, min(order, 3))]
             nodes, kappa, noises = integrator.singlestep(out, state, node, stages, sigma_b)
             note = "start: rk"
         else:
             nodes, kappa, noises = integrator.advance(out, state, nodes, sigma_a, sigma_b)
         record_step(plan, sigma_a, sigma_b, nodes, calls, kappa, note)
-        correctable = not note and sigma_b > 0 and integrator.path.alpha(sigma_a) > 0
+        correctable = not note and not integrator.closed(sigma_a, sigma_b)
         pending = (state, nodes, sigma_a, noises) if correctable else None
         if np.isfinite(integrator.u(sigma_a)):  # log-SNR has no value at sigma 1 of a flow
             history = [node, *history][: max(orders)]

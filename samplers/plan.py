@@ -23,6 +23,11 @@ STATE = "x"
 """The slot that holds the initial state before the first operation."""
 
 
+def state_slot(i):
+    """The slot of the state at the i-th sigma of a schedule."""
+    return f"x{i}" if i else STATE
+
+
 @dataclass(frozen=True)
 class Eval:
     out: str
@@ -66,14 +71,21 @@ class StepInfo:
 
 @dataclass
 class Plan:
-    """Operations in order, and a line about each step. Built by a solver's planner, run by `execute`."""
+    """Operations in order, and a line about each step. Built by a solver's planner, run by `run_plan`."""
 
     operations: list = field(default_factory=list)
     steps: list[StepInfo] = field(default_factory=list)
     result: str = STATE
     """The slot that holds the state at the last sigma after the last operation."""
+    keep: tuple[str, ...] = ()
+    """Slots that outlive the run besides the result."""
+    outside: str = ""
+    """The prediction that stands outside a mask, where the result is more than a prediction; empty for the result."""
+    calls: int = 0
+    """Number of network calls (NFE)."""
 
     def eval(self, out, state, sigma, interval=None):
+        self.calls += 1
         self.operations.append(Eval(out, state, float(sigma), interval))
 
     def noise(self, out):
@@ -86,22 +98,26 @@ class Plan:
             weights[slot] = weights.get(slot, 0.0) + float(weight)
         self.operations.append(Combine(out, tuple((w, s) for s, w in weights.items() if w != 0.0)))
 
-    @property
-    def calls(self):
-        """Number of network calls (NFE)."""
-        return sum(isinstance(op, Eval) for op in self.operations)
-
     def releases(self):
         """For each operation the slots that nothing reads after it, so that their memory can go."""
-        alive, releases = {self.result}, []
+        alive, releases = {self.result, *self.keep, *filter(None, [self.outside])}, []
         for op in reversed(self.operations):
             releases.append({*op.reads, op.out} - alive)
             alive = (alive - {op.out}) | set(op.reads)
         return releases[::-1]
 
+    def most_alive(self):
+        """The most slots that hold a latent at once."""
+        alive, most = {STATE}, 1
+        for op, released in zip(self.operations, self.releases(), strict=True):
+            alive.add(op.out)
+            most = max(most, len(alive))
+            alive -= released
+        return most
+
     def describe(self):
         """A table of the steps and the network calls as text."""
-        lines = [f"{self.calls} network calls in {len(self.steps)} steps"]
+        lines = [f"{self.calls} network calls in {len(self.steps)} steps; at most {self.most_alive()} latents at once"]
         for i, s in enumerate(self.steps, 1):
             line = f"{i:4d}  sigma {s.sigma_from:9.5g} -> {s.sigma_to:9.5g}  order {s.order}  calls {s.calls}"
             lines.append(f"{line}  kappa {s.kappa:5.2f}{'  ' + s.note if s.note else ''}")
@@ -130,29 +146,31 @@ def dynamic_threshold(denoised, quantile):
     return denoised.clamp(-limit, limit) / limit
 
 
-def execute(
+def run_plan(
     plan: Plan,
     model: Callable,
-    x: torch.Tensor,
+    given: dict[str, torch.Tensor],
     sigmas: torch.Tensor,
     extra_args: dict | None = None,
     callback: Callable | None = None,
     disable: bool | None = None,
     *,
+    dtype: torch.dtype,
     s_noise: float = 1.0,
     threshold: float = 0.0,
     before_call: Callable | None = None,
 ):
-    """Run `plan` from the state `x` (any shape [B, ...]) and return the final state in the dtype of `x`.
+    """Run `plan` from the slots `given` and return what outlives it: {slot: tensor} of `plan.result` and `plan.keep`.
 
+    given: {slot: tensor [B, ...]}, the initial state first; sums are taken in its dtype, while the model gets `dtype`.
     model(x, sigma[B], **extra_args) -> denoised. sigmas: the host's tensor, whose float32 entries are handed to the
     model unchanged, so that a discrete table is hit exactly. callback: as in k-diffusion, once an interval of SIGMAS.
     s_noise multiplies every noise. threshold in (0, 1]: dynamic thresholding at that quantile, 0 = off. before_call()
-    runs before each network call and may raise to cancel. Half-precision states are accumulated in float32.
+    runs before each network call and may raise to cancel.
     """
     extra_args = extra_args or {}
-    dtype = x.dtype
-    slots = {STATE: x.to(torch.promote_types(dtype, torch.float32))}
+    slots = dict(given)
+    x = next(iter(given.values()))
     per_item = torch.ones(x.shape[0], dtype=torch.promote_types(dtype, torch.float32), device=x.device)
     noise = ItemNoise(getattr(model, "noise", None), x, extra_args.get("seed"))
     with tqdm(total=max(len(sigmas) - 1, 0), disable=disable) as bar:
@@ -175,7 +193,19 @@ def execute(
                 slots[op.out] = combine(op.terms, slots)
             for slot in released:
                 del slots[slot]
-    return slots[plan.result].to(dtype)
+    mask = extra_args.get("denoise_mask")
+    if plan.outside and mask is not None:
+        slots[plan.result] = torch.lerp(slots[plan.outside], slots[plan.result], mask.to(slots[plan.result]))
+    return {slot: slots[slot] for slot in (plan.result, *plan.keep)}
+
+
+def execute(plan: Plan, model: Callable, x: torch.Tensor, sigmas: torch.Tensor, *args, **options):
+    """Run `plan` from the state `x` (any shape [B, ...]) and return the final state in the dtype of `x`.
+
+    The other arguments are those of `run_plan`. Half-precision states are accumulated in float32.
+    """
+    given = {STATE: x.to(torch.promote_types(x.dtype, torch.float32))}
+    return run_plan(plan, model, given, sigmas, *args, dtype=x.dtype, **options)[plan.result].to(x.dtype)
 
 
 def plan_sampler(planner):

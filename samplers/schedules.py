@@ -44,3 +44,48 @@ def time_skip(schedule, steps, skip="logSNR", exponent=0.0, t_start=1.0, t_end=1
         sigmas = time.sigma(np.linspace(t_start ** (1 / p), max(t_end, time.t_min) ** (1 / p), points) ** p)
     levels = [first, *map(float, sigmas[1:]), *[0.0] * append_zero]
     return levels[-(steps + 1) :]
+
+
+FISHER_GRID = 4000
+"""Points of the trapezoidal rule in log varsigma."""
+
+NO_LENGTH = 1e-9
+"""A path shorter than this is white data up to rounding."""
+
+
+def fisher_length(log_varsigma, spectrum):
+    """Fisher length from the first of the ascending `log_varsigma` to each of them, as an array.
+
+    Gaussian data whose Fourier modes have the variances S_f pass, in the variance-preserving scaling, through
+    C_f = (S_f + varsigma^2) / (1 + varsigma^2), varsigma = sigma / alpha. The length is the integral of
+    sqrt(1/2 sum_f w_f (d log C_f)^2), w_f the share of the modes (Das et al. 2023, Shortest Path Diffusion).
+    """
+    s, v = spectrum.power[:, None], np.exp(2 * log_varsigma)
+    rate = 2 * v * (1 - s) / ((s + v) * (1 + v))  # d log C_f / d log varsigma
+    speed = np.sqrt(0.5 * np.average(rate**2, axis=0, weights=spectrum.count))
+    pieces = np.diff(log_varsigma) * (speed[1:] + speed[:-1]) / 2
+    return np.concatenate([[0.0], np.cumsum(pieces)])
+
+
+def fisher_path(schedule, spectrum, steps, append_zero=True, denoise=1.0):
+    """steps + 1 falling noise levels as a list of floats, equally far apart in Fisher length; none for denoise 0.
+
+    They span the model's table. spectrum: `spectrum.Spectrum` of clean latents, taken at unit variance. A white one
+    (S = 1) has no length: the levels are then even in log-SNR. append_zero, denoise: as in `time_skip`. Raises
+    ValueError for a model without a table or a spectrum without power.
+    """
+    if schedule.time is None:
+        raise ValueError("model has no table of sigmas that says its range; use a scheduler made for that model")
+    if denoise <= 0:
+        return []
+    path, table = schedule.path, [float(sigma) for sigma in schedule.model_sampling.sigmas]
+    first, last = max(table), min(sigma for sigma in table if sigma > 0)
+    finite = min(first, FLOW_FIRST) if path is FLOW else first
+    u = np.linspace(-path.lam(last), -path.lam(finite), FISHER_GRID)
+    length = fisher_length(u, spectrum.normalised())
+    if length[-1] < NO_LENGTH:
+        length = u
+    total = max(steps, int(steps / denoise))
+    even = np.linspace(length[-1], length[0], total if append_zero else total + 1)
+    levels = path.sigma(-np.interp(even, length, u))
+    return [first, *map(float, levels[1:]), *[0.0] * append_zero][-(steps + 1) :]

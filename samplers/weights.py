@@ -62,7 +62,7 @@ def lagrange(u_nodes, u):
     return np.array(rows)
 
 
-def _quadrature(path, sigma_a, sigma_b):
+def quadrature(path, sigma_a, sigma_b):
     """Points sigma_q between the two noise levels and their weights d sigma_q (signed)."""
     lam_a, lam_b = path.lam(sigma_a), path.lam(sigma_b)
     if np.isfinite(lam_a) and np.isfinite(lam_b):
@@ -73,17 +73,29 @@ def _quadrature(path, sigma_a, sigma_b):
     return sigma, _W * (log_b - log_a) / 2 * sigma
 
 
+def noise_time(path, tau, sigma, sigma_b):
+    """T = int tau^2 dlam from each `sigma` down to sigma_b, the exponent by which noise of strength tau forgets.
+
+    tau: a number, or a function of sigma that is 0 at sigma 1 of a flow, so that the integral exists there.
+    """
+    if not callable(tau):
+        return tau**2 * (path.lam(sigma_b) - path.lam(sigma))
+    span = np.log(np.asarray(sigma, dtype=float) / sigma_b)
+    between = sigma_b * np.exp(np.multiply.outer(span, (_XI + 1) / 2))
+    return span / 2 * ((tau(between) ** 2 / path.alpha(between)) @ _W)
+
+
 def first_order(path, sigma_a, sigma_b, tau=0.0):
     """The step with D held constant: DDIM (tau 0) up to its SDE (tau 1), finite at sigma_a = 1 and sigma_b = 0."""
     ratio = sigma_b / sigma_a
     if tau == 0 or sigma_b == 0:
         return StepWeights(ratio, (1.0 - ratio,))
-    span = float(path.lam(sigma_b) - path.lam(sigma_a))
-    decay = np.exp(-(tau**2) * span)
+    time = float(noise_time(path, tau, sigma_a, sigma_b))
+    carry = float(ratio * np.exp(-time))
     return StepWeights(
-        float(ratio * decay),
-        (float(path.alpha(sigma_b) - ratio * decay * path.alpha(sigma_a)),),
-        float(sigma_b * np.sqrt(-np.expm1(-2 * tau**2 * span))),
+        carry,
+        (float(path.alpha(sigma_b) - carry * path.alpha(sigma_a)),),
+        float(sigma_b * np.sqrt(-np.expm1(-2 * time))),
     )
 
 
@@ -92,18 +104,18 @@ def step_weights(path, prediction, u, nodes, sigma_a, sigma_b, tau=0.0):
 
     path: VE or FLOW. prediction: one of PREDICTIONS. u: basis function. nodes: any distinct sigmas > 0: the past
     (multistep), inside the step (stages) or sigma_b itself (corrector). tau: strength of the reverse-time noise,
-    0 = ODE, 1 = the reverse SDE (Xue et al. 2023, SA-Solver, eq. 7), constant over the step.
+    0 = ODE, 1 = the reverse SDE (Xue et al. 2023, SA-Solver, eq. 7), a number or (prediction data) a function of sigma.
     """
-    sigma, dsigma = _quadrature(path, sigma_a, sigma_b)
+    sigma, dsigma = quadrature(path, sigma_a, sigma_b)
     alpha_a, alpha_b = path.alpha(sigma_a), path.alpha(sigma_b)
     noise = 0.0
     if prediction == "data":
         carry, kernel = sigma_b / sigma_a, -sigma_b / sigma**2 * dsigma
         if tau:
-            lam_b = path.lam(sigma_b)
-            decay = np.exp(-(tau**2) * (lam_b - path.lam(sigma_a)))
-            carry, noise = carry * decay, sigma_b * np.sqrt(max(0.0, 1.0 - decay**2))
-            kernel = kernel * (1 + tau**2) * np.exp(-(tau**2) * (lam_b - path.lam(sigma)))
+            time = noise_time(path, tau, sigma_a, sigma_b)
+            carry, noise = carry * np.exp(-time), sigma_b * np.sqrt(max(0.0, -np.expm1(-2 * time)))
+            strength = tau(sigma) if callable(tau) else tau
+            kernel = kernel * (1 + strength**2) * np.exp(-noise_time(path, tau, sigma, sigma_b))
     elif prediction == "noise":
         carry, kernel = alpha_b / alpha_a, alpha_b * dsigma / path.alpha(sigma) ** (1 if path.name == "ve" else 2)
         if tau:

@@ -1,8 +1,8 @@
 """Writes the example workflows and their thumbnails: python tools/examples.py [name ...]
 
 Each example is described below as a few nodes with their links and positions, saved in the editor's format (0.4), then
-run in the embedded host; its first saved picture becomes the thumbnail of the same name. Texts and values live here
-alone, so that all examples stay alike.
+run in the embedded host; the first picture saved by the node titled "Picture" becomes the thumbnail of the same name.
+Texts and values live here alone, so that all examples stay alike.
 """
 
 import argparse
@@ -43,6 +43,8 @@ class Graph:
                 widgets.append(value if value is not None else default if default is not None else options[0])
                 if name in SEEDED:
                     widgets.append("fixed")
+            else:  # an optional socket that nothing is connected to
+                inputs.append({"name": name, "type": spec[0], "link": None})
         assert not values, f"{kind} has no input {list(values)}"
         outputs = [
             {"name": name, "type": kind_, "links": None}
@@ -96,19 +98,20 @@ class Graph:
         self.bottoms[column] = top + height + 30 + GAP
 
 
-def text_to_image(graph, positive=CAPTION, seed=4, cfg=2.0, steps=20, size=128, sampler=None, sigmas=None):
+def text_to_image(graph, positive=CAPTION, seed=4, cfg=2.0, steps=20, size=128, sampler=None, sigmas=None, patch=None):
     """The common trunk of the examples; returns its nodes by name."""
     loader = graph.add("TrajectoryLoadMiniature", 0)
+    model = (patch(graph, loader), 0) if patch else (loader, "MODEL")
     caption = graph.add("CLIPTextEncode", 1, "Caption", clip=(loader, "CLIP"), text=positive)
     negative = graph.add("CLIPTextEncode", 1, "Negative", clip=(loader, "CLIP"), text="")
     latent = graph.add("EmptySD3LatentImage", 0, "Size", width=size, height=size, batch_size=1)
     noise = graph.add("RandomNoise", 0, "Noise", noise_seed=seed)
     guider = graph.add(
-        "CFGGuider", 2, "Guidance", model=(loader, "MODEL"), positive=(caption, 0), negative=(negative, 0), cfg=cfg
+        "CFGGuider", 2, "Guidance", model=model, positive=(caption, 0), negative=(negative, 0), cfg=cfg
     )
-    sampler = sampler(graph) if sampler else graph.add("TrajectoryDPMSolverSampler", 1, "Solver")
+    sampler = sampler(graph) if sampler else graph.add("TrajectoryAngularSampler", 1, "Solver")
     sigmas = sigmas(graph, loader) if sigmas else graph.add(
-        "BasicScheduler", 2, "Schedule", model=(loader, "MODEL"), scheduler="simple", steps=steps, denoise=1.0
+        "BasicScheduler", 2, "Schedule", model=model, scheduler="simple", steps=steps, denoise=1.0
     )
     run = graph.add(
         "SamplerCustomAdvanced", 2, "Sample", noise=(noise, 0), guider=(guider, 0), sampler=(sampler, 0),
@@ -116,7 +119,10 @@ def text_to_image(graph, positive=CAPTION, seed=4, cfg=2.0, steps=20, size=128, 
     )  # fmt: skip
     picture = graph.add("VAEDecode", 3, samples=(run, 0), vae=(loader, "VAE"))
     graph.add("SaveImage", 3, "Picture", images=(picture, 0), filename_prefix="landscape")
-    return {"loader": loader, "sampler": sampler, "sigmas": sigmas, "guider": guider, "run": run}
+    return {
+        "loader": loader, "sampler": sampler, "sigmas": sigmas, "guider": guider, "noise": noise, "latent": latent,
+        "run": run,
+    }  # fmt: skip
 
 
 def example_text_to_image(graph):
@@ -162,22 +168,219 @@ def example_deis(graph):
     ))  # fmt: skip
 
 
+def example_compare_solvers(graph):
+    nodes = text_to_image(
+        graph, "a white noon over the desert with a sun, two green trees on the left and one blue house on the right",
+        seed=6, sampler=lambda g: g.add("TrajectoryDPMSolverSampler", 1, "Solver", order=3), steps=15,
+    )  # fmt: skip
+    euler = graph.add("KSamplerSelect", 0, "Euler of the host", sampler_name="euler")
+    heun = graph.add("KSamplerSelect", 0, "Heun of the host", sampler_name="heun")
+    deis = graph.add("TrajectoryDEISSampler", 1, "DEIS", order=2)
+    comparison = graph.add(
+        "TrajectorySolverComparison", 4, "Comparison", guider=(nodes["guider"], 0), noise=(nodes["noise"], 0),
+        latent_image=(nodes["latent"], 0), sampler_1=(euler, 0), sampler_2=(heun, 0), sampler_3=(deis, 0),
+        sampler_4=(nodes["sampler"], 0), scheduler="kl_optimal", steps="6, 9, 13, 20, 30",
+        reference_steps=240, names="Euler, Heun, DEIS, DPM-Solver 3",
+    )  # fmt: skip
+    graph.add("PreviewImage", 4, "Plot", images=(comparison, "plot"))
+    graph.note(3, (
+        "Four samplers on the picture of the **Caption**: how far each is from the exact result after how many network "
+        "calls (Heun makes two a step). Read off the **Plot** how many calls pay.\n\n**Comparison** also returns the "
+        "numbers as a table and as CSV. Try another *scheduler*: on many, the jump from the last sigma to 0 decides, "
+        "and all solvers look alike."
+    ))  # fmt: skip
+
+
+def example_fractional_timesteps(graph):
+    text_to_image(
+        graph, "a dawn over the snow with a sun, one red house in the middle and a yellow balloon on the right", seed=2,
+        patch=lambda g, loader: g.add("TrajectoryFractionalTimesteps", 1, model=(loader, "MODEL")),
+    )  # fmt: skip
+    graph.note(0, (
+        "Where **Fractional Timesteps** belongs: after the loader and any *ModelSampling* node, before guider and "
+        "schedule.\n\nThe miniature is a flow model, which hears exact times anyway: the node returns it as it is, and "
+        "the picture is the same without it. It acts on eps and v models such as Stable Diffusion 1.5 and SDXL, whose "
+        "time the host rounds to one of 1000 steps; that shows from about 100 steps on and in comparisons of solvers."
+    ))  # fmt: skip
+
+
+def example_inversion_and_edit(graph):
+    loader = graph.add("TrajectoryLoadMiniature", 0)
+    clip, model, vae = (loader, "CLIP"), (loader, "MODEL"), (loader, "VAE")
+    source = graph.add("CLIPTextEncode", 0, "Source caption", clip=clip, text=CAPTION)
+    edited = graph.add("CLIPTextEncode", 2, "Caption", clip=clip, text=CAPTION.replace("red balloon", "blue balloon"))
+    negative = graph.add("CLIPTextEncode", 0, "Negative", clip=clip, text="")
+    sigmas = graph.add("BasicScheduler", 1, "Schedule", model=model, scheduler="simple", steps=30, denoise=1.0)
+
+    def guidance(column, title, caption):
+        prompts = {"positive": (caption, 0), "negative": (negative, 0)}
+        return graph.add("CFGGuider", column, title, model=model, **prompts, cfg=2.0)
+
+    def picture(column, run):
+        return graph.add("VAEDecode", column, samples=(run, 0), vae=vae), 0
+
+    describe = guidance(1, "Source guidance", source)
+    paint = graph.add(
+        "SamplerCustomAdvanced", 1, "Sample the source", noise=(graph.add("RandomNoise", 0, "Noise", noise_seed=4), 0),
+        guider=(describe, 0), sampler=(graph.add("TrajectoryBDIASampler", 0, "Solver", gamma=1.0), 0),
+        sigmas=(sigmas, 0), latent_image=(graph.add("EmptySD3LatentImage", 0, width=128, height=128, batch_size=1), 0),
+    )  # fmt: skip
+    graph.add("PreviewImage", 1, "Source", images=picture(1, paint))
+    inversion = graph.add(
+        "TrajectoryBDIAInvert", 2, "Invert", guider=(describe, 0), latent=(paint, 0), sigmas=(sigmas, 0)
+    )
+    edit = graph.add(
+        "SamplerCustomAdvanced", 3, "Sample the edit", noise=(graph.add("DisableNoise", 2), 0),
+        guider=(guidance(2, "Guidance", edited), 0), sampler=(inversion, "sampler"), sigmas=(inversion, "sigmas"),
+        latent_image=(inversion, "latent"),
+    )  # fmt: skip
+    graph.add("SaveImage", 3, "Picture", images=picture(3, edit), filename_prefix="landscape")
+    graph.note(3, (
+        "**Invert** walks the source picture up to its noise, and the edit walks down from there with another "
+        "**Caption**: what the caption does not change stays. With the source caption it paints the source again; the "
+        "drift of that round trip stands on the node.\n\nTo edit a picture of your own, connect *Load Image* and *VAE "
+        "Encode* to **Invert**, and describe the picture in **Source caption**."
+    ))  # fmt: skip
+
+
+def example_denoising_mcmc(graph):
+    loader = graph.add("TrajectoryLoadMiniature", 0)
+    caption = graph.add("CLIPTextEncode", 1, "Caption", clip=(loader, "CLIP"), text=CAPTION)
+    negative = graph.add("CLIPTextEncode", 1, "Negative", clip=(loader, "CLIP"), text="")
+    latent = graph.add("EmptySD3LatentImage", 0, "Size", width=128, height=128, batch_size=1)
+    guider = graph.add(
+        "CFGGuider", 2, "Guidance", model=(loader, "MODEL"), positive=(caption, 0), negative=(negative, 0), cfg=2.0
+    )
+    sampler = graph.add("TrajectoryDPMSolverSampler", 1, "Solver")
+    chain = graph.add(
+        "TrajectoryDenoisingMCMC", 2, "Chain", guider=(guider, 0), sampler=(sampler, 0), latent=(latent, 0), seed=4,
+        samples=4, n_skip=8, eta=100.0, burn_in=8, rho=2.0, start_sigma=0.9,
+    )  # fmt: skip
+    picture = graph.add("VAEDecode", 3, samples=(chain, "latent"), vae=(loader, "VAE"))
+    graph.add("SaveImage", 3, "Picture", images=(picture, 0), filename_prefix="landscape")
+    graph.note(0, (
+        "Four landscapes of one caption from one chain: it walks over noisy pictures, and every *n_skip* states the "
+        "least noisy one is denoised.\n\nLower *start_sigma* to 0.7 and *eta* to 0 for small changes of one layout; "
+        "raise *n_skip* and the pictures differ more. *trace* tells the noise level of every state."
+    ))  # fmt: skip
+
+
+def example_fisher_path(graph):
+    text_to_image(
+        graph, "a dawn over snow with a sun, two green trees on the left and a red house on the right", seed=3,
+        sigmas=lambda g, loader: g.add(
+            "TrajectoryFisherPathScheduler", 2, "Schedule", model=(loader, "MODEL"), steps=16, exponent=1.0
+        ),
+    )  # fmt: skip
+    graph.note(0, (
+        "Steps that change the distribution of a noisy picture equally much: they gather where the noise covers the "
+        "frequencies of pictures.\n\nRaise *exponent* for smoother pictures, or connect clean latents to *spectrum*. "
+        "0 gives steps even in log-SNR."
+    ))  # fmt: skip
+
+
+def example_time_shift(graph):
+    text_to_image(
+        graph, "a dawn over the sea with a sun, two white boats in the middle and a yellow balloon on the left", seed=2,
+        sampler=lambda g: g.add("TrajectoryTimeShiftSampler", 1, "Solver", window=100, cutoff=0.1), steps=10,
+    )  # fmt: skip
+    graph.note(0, (
+        "Euler in ten network calls, each at the noise level that the state really has: the *window* says how far it "
+        "may be from the schedule's.\n\nSet *window* to 0 for plain Euler, or *mode* to paper for the published rule."
+    ))  # fmt: skip
+
+
+def example_time_shift_patch(graph):
+    text_to_image(
+        graph, "a blue day over the desert with a sun and clouds, one red house in the middle", seed=2, steps=10,
+        patch=lambda g, loader: g.add("TrajectoryTimeShiftModel", 1, model=(loader, "MODEL")),
+        sampler=lambda g: g.add("KSamplerSelect", 1, "Solver", sampler_name="euler"),
+    )  # fmt: skip
+    graph.note(0, (
+        "The same measurement under a sampler of the host: **Time-Shift (model patch)** tells the network the level of "
+        "the state and leaves the sampler's steps alone. *Time-Shift Sampler* moves both."
+    ))  # fmt: skip
+
+
+def example_pndm(graph):
+    text_to_image(
+        graph, "a dawn over snow with a sun, three white houses in the middle and a red balloon on the right", seed=2,
+        sampler=lambda g: g.add("TrajectoryPNDMSampler", 1, "Solver", method="PLMS"),
+    )
+    graph.note(0, (
+        "PLMS, the multistep sampler that early latent diffusion models were shown with: 20 steps in 20 network calls "
+        "on a flow, 21 on others.\n\nTry the *method* F-PNDM, whose first steps make four calls each, and "
+        "*coefficients* variable."
+    ))  # fmt: skip
+
+
+def example_momentum(graph):
+    text_to_image(
+        graph,
+        "hills under a pink dawn with clouds, three red balloons on the right, the moon, two red trees on the left",
+        seed=20, cfg=8.0, steps=10,
+        sampler=lambda g: g.add("TrajectoryMomentumSampler", 1, "Solver", base="GHVB", order=2, beta=0.5),
+    )  # fmt: skip
+    graph.note(0, (
+        "Guidance of 8 in ten steps makes solvers overshoot into saturated blobs. Momentum steadies them: set *beta* "
+        "to 1, which is none, and the picture falls apart.\n\nTry the *base* DPM++2M with *beta* 1 and 0.6, and "
+        "*order* 4, which is too high for so few steps at this guidance. At a guidance of 2 momentum gains nothing."
+    ))  # fmt: skip
+
+
+def example_interpolant(graph):
+    text_to_image(
+        graph, "a dusk over snow with a moon, three blue houses on the right and a white balloon on the left", seed=1,
+        sampler=lambda g: g.add("TrajectoryInterpolantSampler", 1, "Solver", epsilon="sigma", scale=0.5), steps=30,
+    )  # fmt: skip
+    graph.note(0, (
+        "A dial from the ODE to the SDE: *scale* 0 paints without fresh noise, more of it leaves the first noise "
+        "further behind, and *epsilon* says at which noise levels.\n\nSet *sigma_high* to 0.5 to keep the layout of "
+        "*scale* 0 and change details only."
+    ))  # fmt: skip
+
+
+def example_mean_reverting(graph):
+    text_to_image(
+        graph, "a blue night over green hills with a moon, two white houses in the middle", seed=3, steps=15,
+        sampler=lambda g: g.add("TrajectoryMRSampler", 1, "Solver", equation="ode"),
+    )  # fmt: skip
+    graph.note(0, (
+        "**MR Sampler** is made for mean-reverting restoration models, whose loaders come with a later release.\n\nOn "
+        "the miniature, as on every ordinary model, it is the same as *DPM-Solver Sampler* of that *order*: put that "
+        "node in its place and the picture stays."
+    ))  # fmt: skip
+
+
 EXAMPLES = {
     "Text to image": example_text_to_image,
     "Solver and schedule": example_solver_and_schedule,
     "DEIS in model time": example_deis,
+    "Compare solvers": example_compare_solvers,
+    "Fractional timesteps": example_fractional_timesteps,
+    "Exact inversion and edit": example_inversion_and_edit,
+    "Denoising MCMC": example_denoising_mcmc,
+    "Fisher path schedule": example_fisher_path,
+    "Time-Shift": example_time_shift,
+    "Time-Shift model patch": example_time_shift_patch,
+    "PNDM": example_pndm,
+    "Momentum at high guidance": example_momentum,
+    "Stochastic interpolant": example_interpolant,
+    "Mean-reverting preset": example_mean_reverting,
 }
 
 
 def thumbnail(workflow_file, edge=400, quality=88):
-    """JPEG bytes of the first picture that the workflow saves, run by the command line as a user would."""
+    """JPEG bytes of the first picture that its node "Picture" saves, run by the command line as a user would."""
     from PIL import Image
     from trajectory.headless.cli import main
 
+    nodes = json.loads(workflow_file.read_text(encoding="utf-8"))["nodes"]
+    prefix = next(node["widgets_values"][0] for node in nodes if node.get("title") == "Picture")
     with tempfile.TemporaryDirectory() as out:
         if main(["run", str(workflow_file), "--out", out]):
             sys.exit(f"{workflow_file} did not run")
-        picture = Image.open(sorted(Path(out).glob("*.png"))[0]).convert("RGB")
+        picture = Image.open(sorted(Path(out).glob(f"{prefix}_*.png"))[0]).convert("RGB")
     picture = picture.resize((edge, edge), Image.Resampling.LANCZOS)
     target = io.BytesIO()
     picture.save(target, "JPEG", quality=quality)

@@ -1,13 +1,9 @@
 """Paints the README's picture, web/images/landscapes.jpg, with the example 'Text to image': python tools/gallery.py"""
 
-import tempfile
 from pathlib import Path
 
 from PIL import Image
-from trajectory.headless.embedded import EmbeddedHost
-from trajectory.headless.graph import convert
-from trajectory.headless.overrides import apply_overrides
-from trajectory.headless.workflow_file import read
+from studio import Studio, example
 
 ROOT = Path(__file__).resolve().parents[1]
 EDGE, COLUMNS = 256, 4
@@ -20,17 +16,12 @@ PICTURES = [
 
 
 def main():
-    workflow = read(ROOT / "example_workflows" / "Text to image.json").graph
+    studio, workflow = Studio(), example("Text to image")
     sheet = Image.new("RGB", (EDGE * COLUMNS, EDGE * -(-len(PICTURES) // COLUMNS)))
-    with tempfile.TemporaryDirectory() as out:
-        host = EmbeddedHost(Path(out))
-        info = host.object_info()
-        for index, (caption, seed) in enumerate(PICTURES):
-            prompt = convert(workflow, info).prompt
-            apply_overrides(prompt, [("Caption.text", caption), ("Noise.noise_seed", str(seed))], info)
-            outcome = host.run(prompt, None, lambda event, data: None)
-            picture = Image.open(outcome.results[0].path).convert("RGB").resize((EDGE, EDGE), Image.Resampling.LANCZOS)
-            sheet.paste(picture, (index % COLUMNS * EDGE, index // COLUMNS * EDGE))
+    for index, (caption, seed) in enumerate(PICTURES):
+        [picture] = studio.pictures(workflow, {"Caption.text": caption, "Noise.noise_seed": seed})["Picture"]
+        picture = picture.resize((EDGE, EDGE), Image.Resampling.LANCZOS)
+        sheet.paste(picture, (index % COLUMNS * EDGE, index // COLUMNS * EDGE))
     sheet.save(ROOT / "web" / "images" / "landscapes.jpg", quality=90)
 
 

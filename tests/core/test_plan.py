@@ -5,27 +5,17 @@ import torch
 from exact_models import PATHS, gaussian, start, uniform_lam
 from trajectory.samplers.dpm_solver import plan_dpm_solver, sample_dpm_solver
 from trajectory.samplers.model import Schedule
-from trajectory.samplers.plan import Plan, dynamic_threshold, execute
+from trajectory.samplers.plan import Plan, dynamic_threshold, execute, run_plan
 
 VE = PATHS["ve"]
 SIGMAS = torch.tensor(uniform_lam(VE, 10.0, 0.1, 8))
-
-
-def most_slots_alive(plan):
-    alive, most = {"x"}, 0
-    for op, released in zip(plan.operations, plan.releases(), strict=True):
-        alive.add(op.out)
-        most = max(most, len(alive))
-        alive -= released
-    assert alive == {plan.result}
-    return most
 
 
 @pytest.mark.parametrize("prediction", ["data", "noise", "derivative"])
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_no_more_latents_alive_than_the_order_needs(order, prediction):
     plan = plan_dpm_solver(uniform_lam(VE, 10.0, 0.1, 12), Schedule(), order=order, prediction=prediction, guard=0)
-    assert most_slots_alive(plan) <= order + 2
+    assert plan.most_alive() <= order + 2
 
 
 def test_terms_on_one_slot_are_added_up():
@@ -34,6 +24,27 @@ def test_terms_on_one_slot_are_added_up():
     plan.result = "y"
     x = torch.ones(2, 3)
     assert torch.equal(execute(plan, None, x, torch.tensor([]), disable=True), torch.full((2, 3), 1.5))
+
+
+def test_kept_slots_come_back_with_the_result_and_given_ones_are_not_changed():
+    plan = Plan(result="z", keep=("y",))
+    plan.combine("y", (2.0, "x"))
+    plan.combine("w", (1.0, "y"), (1.0, "before"))
+    plan.combine("z", (1.0, "w"), (1.0, "x"))
+    given = {"x": torch.ones(2, 3), "before": torch.full((2, 3), 5.0)}
+    out = run_plan(plan, None, given, torch.tensor([]), disable=True, dtype=torch.float32)
+    assert {slot: float(value[0, 0]) for slot, value in out.items()} == {"y": 2.0, "z": 8.0}
+    assert set(given) == {"x", "before"} and float(given["x"].sum()) == 6.0
+
+
+def test_the_model_gets_its_own_dtype_while_sums_are_taken_in_that_of_the_given_slots():
+    def model(x, sigma):
+        assert x.dtype == sigma.dtype == torch.float32
+        return x * 0.1
+
+    plan = plan_dpm_solver(SIGMAS.tolist(), Schedule(), order=1)
+    out = run_plan(plan, model, {"x": start(VE, 10.0)}, SIGMAS, disable=True, dtype=torch.float32)
+    assert out[plan.result].dtype == torch.float64
 
 
 @pytest.mark.parametrize("options", [{}, {"method": "singlestep", "order": 3}, {"start": "rk", "order": 3}])

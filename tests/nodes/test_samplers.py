@@ -11,6 +11,9 @@ from exact_models import PATHS, gaussian_flow_map
 # node id, inputs that differ from the defaults, distance to the exact solution that STEPS steps may leave (first order:
 # more), or None for a sampler that adds fresh noise
 SAMPLERS = {
+    "angular": ("TrajectoryAngularSampler", {}, 0.02),
+    "angular-1": ("TrajectoryAngularSampler", {"order": 1, "corrector": 1}, 0.15),
+    "angular-4": ("TrajectoryAngularSampler", {"order": 4, "corrector": 4, "data_std": 0.5}, 0.02),
     "dpm-solver-1": ("TrajectoryDPMSolverSampler", {"order": 1}, 0.15),
     "dpm-solver-2m": ("TrajectoryDPMSolverSampler", {}, 0.04),
     "dpm-solver-2m-midpoint": ("TrajectoryDPMSolverSampler", {"variant": "midpoint"}, 0.04),
@@ -28,6 +31,30 @@ SAMPLERS = {
     "deis-rk3": ("TrajectoryDEISSampler", {"variant": "rhoRK", "rk": "kutta3"}, 0.02),
     "deis-sde": ("TrajectoryDEISSampler", {"variant": "logrhoAB", "order": 1, "tau": 0.5}, None),
     "dpm-solver-sde-unic": ("TrajectoryDPMSolverSampler", {"tau": 0.5, "corrector": "unic", "order": 3}, None),
+    "bdia": ("TrajectoryBDIASampler", {}, 0.15),
+    "bdia-1": ("TrajectoryBDIASampler", {"gamma": 1.0}, 0.04),
+    "bdia-0.9-vp": ("TrajectoryBDIASampler", {"gamma": 0.9, "space": "vp"}, 0.04),
+    "bdia-ve": ("TrajectoryBDIASampler", {"space": "ve"}, 0.15),
+    "pndm-plms": ("TrajectoryPNDMSampler", {}, 0.04),
+    "pndm-f": ("TrajectoryPNDMSampler", {"method": "F-PNDM", "coefficients": "variable"}, 0.02),
+    "pndm-s": ("TrajectoryPNDMSampler", {"method": "S-PNDM"}, 0.04),
+    "momentum-ghvb": ("TrajectoryMomentumSampler", {}, 0.02),
+    "momentum-ghvb-constant": ("TrajectoryMomentumSampler", {"order": 2, "variable_step": False}, 0.04),
+    "momentum-hb": ("TrajectoryMomentumSampler", {"base": "HB"}, 0.15),
+    "momentum-nesterov": ("TrajectoryMomentumSampler", {"base": "Nesterov", "beta": 0.6}, 0.15),
+    "momentum-2m": ("TrajectoryMomentumSampler", {"base": "DPM++2M"}, 0.15),
+    "momentum-unipc": ("TrajectoryMomentumSampler", {"base": "UniPC", "order": 2}, 0.15),
+    "time-shift": ("TrajectoryTimeShiftSampler", {}, 0.15),
+    "time-shift-paper": ("TrajectoryTimeShiftSampler", {"mode": "paper", "window": 2}, 0.2),
+    "time-shift-2m": ("TrajectoryTimeShiftSampler", {"base": "dpmpp_2m"}, 0.04),
+    "time-shift-ipndm": ("TrajectoryTimeShiftSampler", {"base": "ipndm"}, 0.04),
+    "time-shift-ancestral": ("TrajectoryTimeShiftSampler", {"base": "ancestral"}, None),
+    "interpolant": ("TrajectoryInterpolantSampler", {}, None),
+    "interpolant-ode": ("TrajectoryInterpolantSampler", {"scale": 0.0}, 0.04),
+    "interpolant-em": ("TrajectoryInterpolantSampler", {"integrator": "euler-maruyama"}, None),
+    "interpolant-heun": ("TrajectoryInterpolantSampler", {"integrator": "heun"}, None),
+    "mr-ode": ("TrajectoryMRSampler", {}, 0.04),
+    "mr-sde": ("TrajectoryMRSampler", {"equation": "sde"}, None),
 }
 KINDS = ("eps", "v", "edm", "flow")
 SCHEDULERS = {"eps": "karras", "v": "karras", "edm": "karras", "flow": "simple"}

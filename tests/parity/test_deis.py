@@ -1,6 +1,7 @@
 """tAB-DEIS against the host's `deis`, by recorded numbers (record_deis.py), in the time that the host's version fixes.
 
-The host sums 10000 left-hand rectangles in float32, which leaves a few 1e-5 relative to states of size 20.
+The host sums 10000 left-hand rectangles in float32, which leaves a few 1e-5 relative to states of size 20. And
+logrhoAB-DEIS against diffusers' scheduler, side by side.
 """
 
 import importlib.util
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from exact_models import PATHS, start, two_modes
 from trajectory.samplers.deis import plan_deis
 from trajectory.samplers.model import Schedule
 from trajectory.samplers.plan import execute
@@ -40,3 +42,24 @@ def test_same_as_the_hosts_deis_in_its_time(predictions):
     ours = execute(plan, lambda x, s: recorder.denoise(x, s.view(-1, 1)), x, sigmas, disable=True).flatten()
     expected = torch.tensor(DATA["results"][str(predictions)], dtype=torch.float64)
     assert (ours - expected).abs().max() < 2e-4
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("predictions", [1, 2, 3])
+def test_logrho_ab_is_that_of_diffusers(predictions):
+    from diffusers import DEISMultistepScheduler
+
+    scheduler = DEISMultistepScheduler(
+        solver_order=predictions, lower_order_final=False, prediction_type="epsilon", solver_type="logrho"
+    )
+    scheduler.set_timesteps(9)
+    sigmas = scheduler.sigmas = scheduler.sigmas.double()  # its own are float32
+    model, x = two_modes(PATHS["ve"]), start(PATHS["ve"], float(sigmas[0]))
+    state = x / (1 + sigmas[0] ** 2) ** 0.5
+    for sigma, time in zip(sigmas[:8], scheduler.timesteps, strict=False):
+        ve = state * (1 + sigma**2) ** 0.5
+        state = scheduler.step((ve - model(ve, sigma.expand(len(ve)))) / sigma, time, state).prev_sample
+    theirs = state * (1 + sigmas[8] ** 2) ** 0.5
+    plan = plan_deis(sigmas[:9].tolist(), Schedule(), variant="logrhoAB", order=predictions - 1, guard=0)
+    ours = execute(plan, model, x, sigmas[:9], disable=True)
+    assert (ours - theirs).abs().max() < 1e-13

@@ -158,6 +158,25 @@ class Editor:
     def load(self, workflow: dict) -> None:
         self.run("workflow => app.loadGraphData(workflow)", workflow)
 
+    def help_pictures(self, node_id: str) -> list[dict]:
+        """Address and loaded width of each picture on the help page of a node, opened as a user does."""
+        self.page.keyboard.press("Escape")  # the oldest editor tells of its start graph's missing nodes in a dialog
+        self.run("""id => {
+            app.graph.clear()
+            const node = window.LiteGraph.createNode(id)
+            app.graph.add(node)
+            app.canvas.centerOnNode(node)
+        }""", node_id)  # fmt: skip
+        self.page.wait_for_timeout(500)  # an editor that still follows the clearing shows no buttons for a selection
+        self.run("() => app.canvas.selectNode(app.graph._nodes[0])")
+        self.page.get_by_test_id("info-button").click(timeout=15_000)
+        pictures = self.page.locator(f'img[src$="{node_id}.png"], img[src$="{node_id}.jpg"]')
+        pictures.first.wait_for(state="attached", timeout=15_000)
+        return pictures.evaluate_all("""async images => {
+            await Promise.all(images.map(image => image.decode().catch(() => null)))
+            return images.map(image => ({src: image.src, width: image.naturalWidth}))
+        }""")
+
     def page_faults(self) -> list[str]:
         return [fault for fault in self.faults if not any(known in fault for known in HARMLESS)]
 

@@ -79,6 +79,11 @@ def test_every_node_has_its_help_page(editor, pack):
         assert status == 200 and body.startswith(b"# "), name
 
 
+def test_a_help_page_shows_its_picture(editor):
+    pictures = editor.help_pictures("TrajectoryDPMSolverSampler")
+    assert pictures and all(picture["width"] > 100 for picture in pictures), pictures
+
+
 def test_the_example_opens_from_the_template_list(editor):
     page = editor.page
     editor.run("() => { app.graph.clear(); app.extensionManager.command.execute('Comfy.BrowseTemplates') }")

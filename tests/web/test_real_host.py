@@ -87,6 +87,11 @@ def test_the_example_paints_a_picture_in_the_editor(editor, comfyui):
     assert editor.page_faults() == []
 
 
+def test_a_help_page_shows_its_picture(editor):
+    pictures = editor.help_pictures("TrajectoryDPMSolverSampler")
+    assert pictures and all(picture["width"] > 100 for picture in pictures), pictures
+
+
 def test_the_log_stays_clean(comfyui):
     """Nothing that was asked of the running host ended in an error or a warning of the pack's."""
     started = next(n for n, line in enumerate(comfyui.log) if "To see the GUI" in line)

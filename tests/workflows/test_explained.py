@@ -1,12 +1,17 @@
 """Every node is explained: a tooltip on each input and output, a help page that names them all, and an example."""
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "web" / "docs"
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
+PICTURE = re.compile(r"^!\[(?P<alt>.*)\]\((?P<file>.*)\)\n\n\*(?P<caption>[^\n]*)\*$", re.MULTILINE)
 
 
 def pack_nodes(host):
@@ -56,6 +61,25 @@ def test_help_pages_state_the_ranges_and_options_of_the_schemas(host):
 def test_every_help_page_belongs_to_a_node(host):
     pages = {page.stem for page in (ROOT / "web" / "docs").glob("*.md")}
     assert pages == set(pack_nodes(host))
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_a_help_page_has_a_small_picture_with_words_in_its_place_and_below_it(page):
+    pictures = list(PICTURE.finditer(page.read_text(encoding="utf-8")))
+    assert pictures
+    for found in pictures:
+        file = page.parent / found["file"]
+        assert file.is_file() and file.stat().st_size < 60_000, found["file"]
+        assert len(found["alt"].split()) >= 4 and found["caption"].endswith(".")
+        shown = np.asarray(Image.open(file).convert("RGB"), dtype=int)
+        assert 600 <= shown.shape[1] <= 1000
+        assert (np.ptp(shown, axis=-1) > 60).mean() > 0.005, f"{file} is blank: lines and paintings have colours"
+
+
+def test_every_picture_is_on_a_help_page():
+    pages = [page.read_text(encoding="utf-8") for page in DOCS.glob("*.md")]
+    shown = {found["file"] for page in pages for found in PICTURE.finditer(page)}
+    assert shown == {f"images/{file.name}" for file in (DOCS / "images").iterdir()}
 
 
 def test_every_node_is_in_an_example(host):
