@@ -33,6 +33,9 @@ OURS = {
     "DPM-Solver": (dpm_solver.sample_dpm_solver, {}),
     "DPM-Solver, order 3, unic, basis sigma": (
         dpm_solver.sample_dpm_solver, {"order": 3, "corrector": "unic", "basis": "sigma"}),
+    "DPM-Solver as UniPC-3": (dpm_solver.sample_dpm_solver, {
+        "order": 3, "corrector": "unic", "variant": "midpoint", "basis": "-log sigma", "lower_order_final": "on",
+        "guard": 0.0}),
     "DEIS": (deis.sample_deis, {}),
     "DEIS, logrhoAB": (deis.sample_deis, {"variant": "logrhoAB"}),
     "PNDM": (pndm.sample_pndm, {}),

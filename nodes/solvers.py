@@ -185,7 +185,7 @@ class BDIASampler(io.ComfyNode):
             search_aliases=["bdia", "ddim", "bi-directional", "invertible", "leapfrog"],
             inputs=[
                 io.Float.Input("gamma", default=0.5, min=0.0, max=1.0, step=0.01, tooltip=(
-                    "Share of the step back. 0 is DDIM/Euler; 0.5 suits 10 steps, 1 (second order) 40 and more.")),
+                    "Share of the step back. 0 is DDIM/Euler; 0.5 is safe at 10 steps, 0.9 suits 20 and 1 40.")),
                 kw(io.Combo.Input, "space", options=list(bdia.SPACES), default="auto", advanced=True, tooltip=(
                     "Scaling of the two states that the step back compares. vp: constant variance, the paper's. ve: "
                     "constant signal. auto: vp, and on flow models the states as they are.")),

@@ -66,10 +66,11 @@ def check_options(method, order, prediction, basis, variant, lower_order_final, 
         raise ValueError(f"tau is {tau}; it is the strength of the noise, 0 (none) or more")
     if tau > 0 and prediction == "derivative":
         raise ValueError(f"tau is {tau}, but prediction 'derivative' has no noisy form; set tau 0 or prediction data")
-    if variant != "taylor" and (prediction == "derivative" or basis not in ("auto", "logSNR")):
+    bases = {"data": ("auto", "logSNR", "-log sigma"), "noise": ("auto", "logSNR"), "derivative": ()}[prediction]
+    if variant != "taylor" and basis not in bases:
         raise ValueError(
-            f"variant '{variant}' is a factor in log-SNR: it needs prediction data or noise and basis auto or logSNR; "
-            "set variant to taylor"
+            f"variant '{variant}' is a factor in log-SNR: it needs prediction data or noise and basis auto or logSNR "
+            "(with data also -log sigma); set variant to taylor"
         )
 
 

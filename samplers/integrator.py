@@ -75,7 +75,7 @@ class Integrator:
         weights = step_weights(self.path, self.prediction, self.u, levels, sigma_a, sigma_b, tau)
         if variant == "taylor":
             return weights
-        span = float(self.path.lam(sigma_b) - self.path.lam(sigma_a)) * (1 + tau**2)
+        span = float(self.u(sigma_b) - self.u(sigma_a)) * (1 + tau**2)
         return with_variant(weights, variant, self.prediction, span)
 
     def guarded(self, nodes, sigma_a, sigma_b, variant):

@@ -140,7 +140,7 @@ def _bh1(h):
 
 
 VARIANTS = {"taylor": None, "midpoint": _midpoint, "bh1": _bh1}
-"""Factor on the first-derivative term of a two-node step in log-SNR, as a function of the signed span h.
+"""Factor on the first-derivative term of a two-node step in log-SNR (or -log sigma), a function of the signed span h.
 
 'taylor' integrates the line exactly; 'midpoint' is DPM-Solver++(2M)'s and UniPC's B_2(h); 'bh1' is UniPC's B_1(h) = h
 (Lu et al. 2022b, algorithm 2; Zhao et al. 2023, section 3.1). The noise form takes h with the opposite sign.

@@ -171,7 +171,7 @@ def example_deis(graph):
 def example_compare_solvers(graph):
     nodes = text_to_image(
         graph, "a white noon over the desert with a sun, two green trees on the left and one blue house on the right",
-        seed=6, sampler=lambda g: g.add("TrajectoryDPMSolverSampler", 1, "Solver", order=3), steps=15,
+        seed=6, steps=15,
     )  # fmt: skip
     euler = graph.add("KSamplerSelect", 0, "Euler of the host", sampler_name="euler")
     heun = graph.add("KSamplerSelect", 0, "Heun of the host", sampler_name="heun")
@@ -180,7 +180,7 @@ def example_compare_solvers(graph):
         "TrajectorySolverComparison", 4, "Comparison", guider=(nodes["guider"], 0), noise=(nodes["noise"], 0),
         latent_image=(nodes["latent"], 0), sampler_1=(euler, 0), sampler_2=(heun, 0), sampler_3=(deis, 0),
         sampler_4=(nodes["sampler"], 0), scheduler="kl_optimal", steps="6, 9, 13, 20, 30",
-        reference_steps=240, names="Euler, Heun, DEIS, DPM-Solver 3",
+        reference_steps=240, names="Euler, Heun, DEIS, Angular",
     )  # fmt: skip
     graph.add("PreviewImage", 4, "Plot", images=(comparison, "plot"))
     graph.note(3, (

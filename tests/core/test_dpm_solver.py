@@ -255,3 +255,17 @@ def test_without_noise_the_seed_does_not_matter_and_with_it_it_does():
 def test_options_that_do_not_fit_are_named_with_the_fix(options, words):
     with pytest.raises(ValueError, match=words):
         plan_dpm_solver([1.0, 0.5], Schedule(), **options)
+
+
+def test_midpoint_in_minus_log_sigma_is_what_hosts_run_on_flows():
+    """2M on a flow as if it were VE: h counts -log sigma, also from sigma 1 (Lu et al. 2022b, algorithm 2)."""
+    sigmas = [1.0, 0.7, 0.4, 0.2]
+    plan = plan_dpm_solver(
+        sigmas, Schedule(PATHS["flow"]), variant="midpoint", basis="-log sigma", lower_order_final="off", guard=0
+    )
+    h_before, h = np.log(1.0 / 0.7), np.log(0.7 / 0.4)
+    terms = {slot: weight for weight, slot in plan.operations[3].terms}
+    bracket = 1 / (2 * h_before / h)
+    assert terms["x1"] == pytest.approx(0.4 / 0.7)
+    assert terms["D1"] == pytest.approx(-np.expm1(-h) * (1 + bracket))
+    assert terms["D0"] == pytest.approx(np.expm1(-h) * bracket)
