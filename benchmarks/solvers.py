@@ -40,7 +40,6 @@ OURS = {
     "DEIS, logrhoAB": (deis.sample_deis, {"variant": "logrhoAB"}),
     "PNDM": (pndm.sample_pndm, {}),
     "Momentum": (momentum.sample_momentum, {}),
-    "Momentum, GHVB 2.7": (momentum.sample_momentum, {"order": 3, "beta": 0.7, "variable_step": False}),
     "BDIA": (bdia.sample_bdia, {}),
 }  # fmt: skip
 """Name -> (sampler, options): the nodes at their defaults, and settings that their help pages name."""

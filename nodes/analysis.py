@@ -50,8 +50,8 @@ class PlanInfo(io.ComfyNode):
         make_plan = getattr(getattr(sampler, "sampler_function", None), "plan", None)
         if make_plan is None:
             raise ValueError(
-                "sampler has no plan to show: it is not one of Trajectory's solvers. "
-                "Connect a node of the category trajectory/solvers."
+                "sampler has no plan to show: only Trajectory's solvers have one, except Time-Shift, which measures as "
+                "it goes, and the SAMPLER of BDIA Invert. Connect another node of the category trajectory/solvers."
             )
         schedule = schedule_from(model.get_model_object("model_sampling"))
         plan = make_plan(sigmas.tolist(), schedule, **sampler.extra_options)
@@ -89,6 +89,7 @@ class Bench:
             for steps, sigmas in schedules.items():
                 try:
                     out, calls = self._run(sampler, sigmas)
+                    distance = comparison.distance(out, references[float(sigmas[0])])
                     if stochastic is None:
                         again, _ = self._run(sampler, sigmas, self._seed ^ 1)
                         stochastic = comparison.distance(again, out) > comparison.CLOSE
@@ -98,7 +99,6 @@ class Bench:
                     logger.exception("Solver Comparison: %s failed at %d steps", label, steps)
                     runs.append(comparison.Run(label, steps, error=f"{type(error).__name__}: {error}"))
                 else:
-                    distance = comparison.distance(out, references[float(sigmas[0])])
                     runs.append(comparison.Run(label, steps, calls, distance, stochastic))
         return runs
 
@@ -117,8 +117,10 @@ class Bench:
             comfy.patcher_extension.WrappersMP.PREDICT_NOISE, "trajectory_comparison", count, guider.model_options,
             is_model_options=True)  # fmt: skip
         try:
+            # copies, since some of the host's samplers write into the schedule they are given
             out = guider.sample(
-                self._noise, self._latent["samples"], sampler, sigmas, denoise_mask=self._latent.get("noise_mask"),
+                self._noise, self._latent["samples"], sampler, sigmas.clone(),
+                denoise_mask=self._latent.get("noise_mask"),
                 callback=lambda step, *_: self._bar.update_absolute(self._done + step + 1), disable_pbar=True,
                 seed=self._seed if seed is None else seed)  # fmt: skip
         finally:
@@ -134,7 +136,8 @@ def make_sigmas(model_sampling, scheduler, steps, denoise):
     """
     sigmas = comfy.samplers.calculate_sigmas(model_sampling, scheduler, int(steps / denoise)).cpu()[-(steps + 1) :]
     if len(sigmas) < 2 or not sigmas.isfinite().all():
-        raise ValueError(f"scheduler {scheduler} gives no usable schedule of {steps} steps: {sigmas.tolist()}")
+        raise ValueError(f"scheduler {scheduler} gives no usable schedule of {steps} steps: "
+                         f"{sigmas.tolist()}. Choose another scheduler, or more steps")
     return sigmas
 
 

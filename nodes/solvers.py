@@ -145,8 +145,8 @@ class AngularSampler(io.ComfyNode):
             display_name="Angular Sampler",
             category=CATEGORY,
             description=(
-                "The solver to start with: a predictor-corrector in the angle of the v-prediction, the closest of this "
-                "pack per network call at its defaults, for eps, v, EDM and flow models."
+                "The solver to start with: a predictor-corrector in the angle of the v-prediction, close to the exact "
+                "result in few network calls on any schedule, for eps, v, EDM and flow models."
             ),
             search_aliases=["recommended", "default", "best", "v-prediction", "trigflow", "adams", "pece", "angle"],
             inputs=[
@@ -253,13 +253,13 @@ class MomentumSampler(io.ComfyNode):
                 io.Combo.Input("base", options=list(momentum.BASES), default="GHVB", tooltip=(
                     "GHVB keeps the order of the solver. HB (heavy ball) and Nesterov are of first order and damp "
                     "more; all three run on PLMS. DPM++2M and UniPC take heavy-ball momentum.")),
-                io.Int.Input("order", default=4, min=1, max=5, tooltip=(
-                    "Predictions used by a step. The paper writes order and beta as one number: its 3.8 is order 4 "
-                    "with beta 0.8. Not used by DPM++2M, which takes 2.")),
-                io.Float.Input("beta", default=0.8, min=momentum.LEAST_BETA, max=1.0, step=0.01, tooltip=(
+                io.Int.Input("order", default=3, min=1, max=5, tooltip=(
+                    "Predictions used by a step. The paper writes order and beta as one number: its 2.7 is order 3 "
+                    "with beta 0.7. Not used by DPM++2M, which takes 2.")),
+                io.Float.Input("beta", default=0.7, min=momentum.LEAST_BETA, max=1.0, step=0.01, tooltip=(
                     "Share of the newest prediction in the velocity: 1 is no momentum, smaller is steadier and, at few "
-                    "steps, softer. 0.8 is the paper's usual value.")),
-                kw(io.Boolean.Input, "variable_step", default=True, advanced=True, tooltip=(
+                    "steps, softer. The paper uses 0.3 to 0.9.")),
+                kw(io.Boolean.Input, "variable_step", default=False, advanced=True, tooltip=(
                     "Exact weights for uneven steps; off: the paper's constant ones. For HB, GHVB and Nesterov; the "
                     "others are always exact.")),
                 guard_input(default=7.0),

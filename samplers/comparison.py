@@ -32,7 +32,10 @@ def distance(x, reference):
     """Distance of x [B, ...] to the reference of the same shape: RMS over an item in units of the standard deviation
     of that item's reference, median over the items. Not finite where x is not, or where the reference is constant.
     """
-    x, reference = (t.detach().flatten(1).to("cpu", torch.float64) for t in (x, reference))
+    if x.shape != reference.shape:
+        raise ValueError(f"the sampler returned a latent of shape {list(x.shape)}; the reference's is "
+                         f"{list(reference.shape)}. Use a sampler that keeps the shape")
+    x, reference = (t.detach().flatten(1).cpu().double() for t in (x, reference))
     rms = (x - reference).square().mean(1).sqrt() / reference.std(1, correction=0)
     return float(np.median(rms.numpy()))
 
@@ -72,8 +75,11 @@ def labels(recipes, names):
     made = [name or _described(recipe, recipes) for name, recipe in zip(given, recipes, strict=True)]
     total, seen, numbered = Counter(made), Counter(), []
     for label in made:
-        seen[label] += 1
-        numbered.append(f"{label} ({seen[label]})" if total[label] > 1 else label)
+        unique = label
+        while total[label] > 1 and (unique == label or unique in total or unique in numbered):
+            seen[label] += 1
+            unique = f"{label} ({seen[label]})"
+        numbered.append(unique)
     return numbered
 
 

@@ -124,7 +124,10 @@ def denoising_mcmc(
     check_options(sigma_max, samples, n_skip, eta, burn_in, start_sigma, denoise_steps, rho, sigma_estimator)
     spectrum = radial_spectrum(x0) if spectrum is None else spectrum
     if not spectrum.variance > 0:
-        raise ValueError("spectrum is 0 at every frequency: connect a latent of pictures, not an empty one")
+        raise ValueError(
+            "latent (or spectrum, where it is connected) has no variation: it is constant, or not finite. Connect a "
+            "latent of pictures, or an empty one to sample the first"
+        )
     levels = np.exp(-np.linspace(path.lam(sigma_min), path.lam(HIGHEST * sigma_max), LEVELS))
     start = float(np.exp(-path.lam(start_sigma))) if start_sigma else AUTO_START * spectrum.variance**0.5
     start = float(np.clip(start, levels[0], levels[-1]))

@@ -167,8 +167,8 @@ def usable(sigmas, path, tau=0.0):
     sigmas = sigmas[: sigmas.index(0) + 1] if 0 in sigmas else sigmas
     for i, (before, after) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
         if tau > 0 and after > before:
-            raise ValueError(f"sigmas[{i + 1}] is {after}, above the {before} before it, but tau is {tau}: fresh noise "
-                             "needs a falling schedule. Set tau to 0, or sort SIGMAS")
+            raise ValueError(f"sigmas[{i + 1}] is {after}, above the {before} before it: fresh noise needs a falling "
+                             "schedule. Sort SIGMAS, or turn the sampler's noise off")
     return sigmas
 
 

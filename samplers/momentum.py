@@ -112,11 +112,11 @@ class UniformMomentumIntegrator(UniformIntegrator, MomentumIntegrator):
     """Momentum with the weights of a uniform grid, whatever the steps: the published form."""
 
 
-def plan_momentum(sigmas, schedule, *, base="GHVB", order=4, beta=0.8, variable_step=True, guard=7.0):
+def plan_momentum(sigmas, schedule, *, base="GHVB", order=3, beta=0.7, variable_step=False, guard=7.0):
     """Plan of a solver with momentum for the noise levels `sigmas` (Wizadwongsa et al. 2023, sections 4.1 and 4.2).
 
     base: one of BASES. order: 1-5, the most predictions of a step; DPM++2M takes 2. beta: 0.05-1, the share of the
-    newest in the velocity, 1 = no momentum; the paper's order 3.8 is order 4 with beta 0.8. variable_step: exact
+    newest in the velocity, 1 = no momentum; the paper's order 2.7 is order 3 with beta 0.7. variable_step: exact
     Adams-Bashforth weights on uneven steps instead of the paper's constant ones (HB, GHVB, Nesterov; the others always
     are exact). guard: see `integrator.Integrator.guarded`, not for constant weights. Raises ValueError for options out
     of range.

@@ -33,7 +33,7 @@ class Spectrum:
     def normalised(self):
         """The same spectrum at unit variance. Raises ValueError for one without power."""
         if not self.variance > 0:
-            raise ValueError("spectrum is of a latent that is constant; connect a latent of pictures")
+            raise ValueError("spectrum is of a latent that is constant or not finite; connect a latent of pictures")
         return Spectrum(self.frequency, self.power / self.variance, self.count)
 
     def at(self, frequency):

@@ -119,7 +119,7 @@ class Item:
     def learn(self, alpha, sigma, variance, size, covariance):
         """Take v0 from the covariance of x and D, and from the first state the surplus, as far as it can be chance."""
         self.v0 = max(covariance, 0.0) / alpha if alpha > 0 else None
-        if self.surplus is None:
+        if self.surplus is None and sigma > 0:
             limit = CHANCE * self._standard_error(alpha, variance, size)
             self.surplus = float(np.clip(variance - self._signal(alpha) - sigma**2, -limit, limit)) / sigma**2
 

@@ -88,7 +88,7 @@ def noise_time(path, tau, sigma, sigma_b):
 def first_order(path, sigma_a, sigma_b, tau=0.0):
     """The step with D held constant: DDIM (tau 0) up to its SDE (tau 1), finite at sigma_a = 1 and sigma_b = 0."""
     ratio = sigma_b / sigma_a
-    if tau == 0 or sigma_b == 0:
+    if tau == 0 or sigma_b in (0, sigma_a):
         return StepWeights(ratio, (1.0 - ratio,))
     time = float(noise_time(path, tau, sigma_a, sigma_b))
     carry = float(ratio * np.exp(-time))

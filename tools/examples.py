@@ -319,7 +319,7 @@ def example_momentum(graph):
         graph,
         "hills under a pink dawn with clouds, three red balloons on the right, the moon, two red trees on the left",
         seed=20, cfg=8.0, steps=10,
-        sampler=lambda g: g.add("TrajectoryMomentumSampler", 1, "Solver", base="GHVB", order=2, beta=0.5),
+        sampler=lambda g: g.add("TrajectoryMomentumSampler", 1, "Solver", order=2, beta=0.5, variable_step=True),
     )  # fmt: skip
     graph.note(0, (
         "Guidance of 8 in ten steps makes solvers overshoot into saturated blobs. Momentum steadies them: set *beta* "

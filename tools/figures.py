@@ -142,7 +142,7 @@ def angular():
         "Angular": (plan_angular, {}),
     }
     series = convergence(solvers, skipping("rho", append_zero=True), (5, 6, 7, 8, 10, 12, 15, 20, 27, 36))
-    return chart(series, "Solvers at their defaults on karras steps", CALLS, ERROR, log_x=True, log_y=True)
+    return chart(series, "Angular and other solvers on karras steps", CALLS, ERROR, log_x=True, log_y=True)
 
 
 def dpm_solver():

@@ -67,6 +67,7 @@ THIRD = ("sample_dpm_solver", {"order": 3, "tau": 0.0, "before_call": lambda: No
 def test_default_labels_tell_namesakes_apart():
     assert comparison.labels([EULER, SECOND], "") == ["euler", "dpm_solver"]
     assert comparison.labels([EULER, SECOND, THIRD], "") == ["euler", "dpm_solver order=2", "dpm_solver order=3"]
+    assert comparison.labels([EULER, EULER, EULER], "a, a, a (1)") == ["a (2)", "a (3)", "a (1)"]
     assert comparison.labels([EULER, EULER, SECOND], "") == ["euler (1)", "euler (2)", "dpm_solver"]
     assert comparison.labels([("f", {"eta": 0.5}), ("f", {})], "") == ["f eta=0.5", "f"]
 

@@ -224,7 +224,7 @@ def test_a_guard_that_drops_the_new_point_leaves_the_predictor():
 @pytest.mark.parametrize("name, sigmas, tau, words", [
     ("ve", [1.0, float("nan"), 0.0], 0.0, r"sigmas\[1\] is nan"), ("ve", [1.0, -0.5], 0.0, r"sigmas\[1\] is -0.5"),
     ("ve", [float("inf"), 1.0], 0.0, r"sigmas\[0\] is inf"), ("flow", [1.5, 0.5], 0.0, "between 0 and 1"),
-    ("ve", [0.5, 0.8], 1.0, "Set tau to 0"), ("flow", [0.5, 1.0], 1.0, "Set tau to 0"),
+    ("ve", [0.5, 0.8], 1.0, "Sort SIGMAS"), ("flow", [0.5, 1.0], 1.0, "Sort SIGMAS"),
 ])  # fmt: skip
 def test_sigmas_that_cannot_be_are_named(name, sigmas, tau, words):
     with pytest.raises(ValueError, match=words):

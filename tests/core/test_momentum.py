@@ -13,6 +13,11 @@ SPANS = {"ve": (10.0, 0.05), "flow": (0.995, 0.02)}
 ON_PLMS = ("HB", "GHVB", "Nesterov")
 
 
+def solve(path, model, sigmas, x, **options):
+    """(result, plan) with exact weights on uneven steps, unless the options say otherwise."""
+    return run(plan_momentum, path, model, sigmas, x, **{"variable_step": True, **options})
+
+
 @pytest.mark.parametrize("variable_step", [True, False])
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("base", ON_PLMS)
@@ -21,7 +26,7 @@ def test_beta_one_is_adams_bashforth(name, base, order, variable_step):
     path = PATHS[name]
     sigmas, x = [1.0, *uniform_lam(path, 0.9, 0.05, 9), 0.0], start(path, 1.0)
     options = {"base": base, "order": order, "beta": 1.0, "variable_step": variable_step}
-    result, _ = run(plan_momentum, path, two_modes(path), sigmas, x, guard=0, **options)
+    result, _ = solve(path, two_modes(path), sigmas, x, guard=0, **options)
     variant = "rhoAB" if variable_step else "iPNDM"
     known, _ = run(plan_deis, path, two_modes(path), sigmas, x, variant=variant, order=order - 1, guard=0)
     assert torch.allclose(result, known, atol=1e-12)
@@ -34,7 +39,7 @@ def test_beta_one_is_adams_bashforth(name, base, order, variable_step):
 def test_beta_one_is_dpm_solver(name, base, order, corrector):
     path = PATHS[name]
     sigmas, x = [1.0, *uniform_lam(path, 0.9, 0.05, 9), 0.0], start(path, 1.0)
-    result, _ = run(plan_momentum, path, two_modes(path), sigmas, x, base=base, order=order, beta=1.0, guard=6)
+    result, _ = solve(path, two_modes(path), sigmas, x, base=base, order=order, beta=1.0, guard=6)
     options = {"variant": "midpoint", "lower_order_final": "off", "corrector": corrector}
     known, _ = run(plan_dpm_solver, path, two_modes(path), sigmas, x, order=order, guard=6, **options)
     assert torch.allclose(result, known, atol=1e-12)
@@ -46,7 +51,7 @@ def test_with_one_prediction_heavy_ball_is_ghvb(name, variable_step):
     path = PATHS[name]
     sigmas, x = [1.0, *uniform_lam(path, 0.9, 0.05, 9), 0.0], start(path, 1.0)
     options = {"order": 1, "beta": 0.4, "variable_step": variable_step}
-    results = [run(plan_momentum, path, two_modes(path), sigmas, x, base=b, **options)[0] for b in ("HB", "GHVB")]
+    results = [solve(path, two_modes(path), sigmas, x, base=b, **options)[0] for b in ("HB", "GHVB")]
     assert torch.allclose(*results, atol=1e-12)
 
 
@@ -64,7 +69,7 @@ def test_what_never_changes_is_followed_exactly(name, base, variable_step):
         return x - sigma.view(-1, 1) * constant
 
     sigmas = [0.9, 0.8, 0.5, 0.45, 0.2, 0.1]
-    result, _ = run(plan_momentum, path, model, sigmas, x, base=base, beta=0.3, variable_step=variable_step)
+    result, _ = solve(path, model, sigmas, x, base=base, beta=0.3, variable_step=variable_step)
     if BASES[base].prediction == "data":
         ratio = sigmas[-1] / sigmas[0]
         exact = ratio * x + (float(path.alpha(sigmas[-1])) - ratio * float(path.alpha(sigmas[0]))) * constant
@@ -86,7 +91,7 @@ def references():
 def errors_of(references, name, steps, **options):
     path, (x, reference) = PATHS[name], references[name]
     grids = (uniform_lam(path, *SPANS[name], n) for n in steps)
-    results = (run(plan_momentum, path, two_modes(path), grid, x, guard=0, **options)[0] for grid in grids)
+    results = (solve(path, two_modes(path), grid, x, guard=0, **options)[0] for grid in grids)
     return [float((result - reference).abs().mean()) for result in results]
 
 
@@ -159,7 +164,7 @@ def test_a_run_decays_inside_the_stable_interval_and_explodes_outside(base, orde
             return x + z * sigma.view(-1, 1) * x  # steps of -1 in sigma: dx/dsigma = -z x
 
         options = {"base": base, "order": order, "beta": beta, "variable_step": False}
-        return float(run(plan_momentum, PATHS["ve"], model, sigmas, torch.ones(1, 1).double(), **options)[0].abs())
+        return float(solve(PATHS["ve"], model, sigmas, torch.ones(1, 1).double(), **options)[0].abs())
 
     assert end(-0.9 * length) < 1e-2 and end(-1.2 * length) > 1e2
 
@@ -176,7 +181,7 @@ def test_whole_schedules_are_finite_and_end_at_the_prediction(name, base):
     for sigmas in schedules:
         for variable_step in (True, False):
             options = {"base": base, "order": 3, "beta": 0.3, "variable_step": variable_step}
-            result, plan = run(plan_momentum, path, gaussian(path), sigmas, x, **options)
+            result, plan = solve(path, gaussian(path), sigmas, x, **options)
             assert torch.isfinite(result).all() and plan.calls == max(len(sigmas) - 1, 0)
             if len(sigmas) > 1 and sigmas[-1] == 0:
                 assert plan.operations[-1].terms[0][0] == 1.0 and len(plan.operations[-1].terms) == 1

@@ -117,3 +117,9 @@ def test_kappa_measures_extrapolation():
 def test_a_basis_that_cannot_be_had_is_named(bad):
     with pytest.raises(ValueError, match=bad):
         basis_function(bad, SimpleNamespace(path=PATHS["ve"], time=None))
+
+
+@pytest.mark.parametrize("tau", [1.0, lambda sigma: 1 - sigma], ids=["number", "function"])
+def test_a_step_of_no_length_is_none_also_at_sigma_1_of_a_flow(tau):
+    step = first_order(PATHS["flow"], 1.0, 1.0, tau)
+    assert (step.carry, step.nodes, step.noise) == (1.0, (0.0,), 0.0)

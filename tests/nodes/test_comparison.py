@@ -208,3 +208,21 @@ def test_gaps_between_connected_samplers_do_not_matter(host):
     euler, heun = (comfy.samplers.sampler_object(name) for name in ("euler", "heun"))
     rows, _, _ = compare(host, euler, None, heun, steps="4", reference_steps=20, names="one, two")
     assert [row["sampler"] for row in rows] == ["one", "two"]
+
+
+def test_a_sampler_that_writes_into_its_schedule_does_not_reach_the_others(host):
+    def greedy(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        sigmas[1:] = 0.5
+        return x
+
+    alone, _, _ = compare(host, "euler", names="e", steps="5, 8", reference_steps=40)
+    after, _, _ = compare(host, solver(greedy), "euler", names="g, e", steps="5, 8", reference_steps=40)
+    assert [row for row in after if row["sampler"] == "e"] == alone
+
+
+def test_a_result_of_another_shape_is_a_failed_run(host):
+    def halved(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        return x[:, :2]
+
+    rows, _, _ = compare(host, solver(halved), "euler", steps="5, 8", reference_steps=40)
+    assert [bool(row["error"]) for row in rows] == [True, True, False, False] and "shape" in rows[0]["error"]

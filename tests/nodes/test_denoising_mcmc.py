@@ -231,7 +231,7 @@ def test_inputs_are_not_changed(host):
     ({"sampler": object()}, "connect a SAMPLER"), ({"samples": 0}, "samples is 0"),
     ({"sigma_estimator": "classifier"}, "choose one of spectral, fixed"),
     ({"latent": {"samples": torch.ones(1, 3, 6, 6)}}, "latent has 3 channels and the model works on 4"),
-    ({"latent": {"samples": torch.ones(1, 4, 6, 6)}}, "spectrum is 0"),
+    ({"latent": {"samples": torch.ones(1, 4, 6, 6)}}, "has no variation"),
     ({"spectrum": {"samples": torch.ones(1, 3, 6, 6)}}, "spectrum has 3 channels"),
     ({"spectrum": {"samples": torch.ones(1, 4, 2, 6, 6)}}, "differ in kind"),
     ({"start_sigma": 1.0}, "start_sigma is 1.0"),
