@@ -20,6 +20,10 @@ def sampler_recipe(function, **options):
     return comfy.samplers.KSAMPLER(function, {**options, "before_call": cancel})
 
 
+def sampler_output():
+    return io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustom and SamplerCustomAdvanced.")
+
+
 def s_noise_input():
     return io.Float.Input("s_noise", default=1.0, min=0.0, max=10.0, step=0.01, tooltip=(
         "Multiplies the fresh noise; has no effect at tau 0."))  # fmt: skip
@@ -82,7 +86,7 @@ class DPMSolverSampler(io.ComfyNode):
                 kw(io.Float.Input, "threshold_ratio", default=0.995, min=0.5, max=1.0, step=0.001, advanced=True,
                     tooltip="The quantile of dynamic thresholding; has no effect when it is off."),
             ],
-            outputs=[io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
+            outputs=[sampler_output()],
         )  # fmt: skip
 
     @classmethod
@@ -126,7 +130,7 @@ class DEISSampler(io.ComfyNode):
                 s_noise_input(),
                 guard_input(),
             ],
-            outputs=[io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
+            outputs=[sampler_output()],
         )  # fmt: skip
 
     @classmethod
@@ -160,7 +164,7 @@ class AngularSampler(io.ComfyNode):
                     "prediction, large to the noise prediction. 0 is automatic: 1; on flow models from 10 steps 2.")),
                 guard_input(),
             ],
-            outputs=[io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
+            outputs=[sampler_output()],
         )  # fmt: skip
 
     @classmethod
@@ -190,7 +194,7 @@ class BDIASampler(io.ComfyNode):
                     "Scaling of the two states that the step back compares. vp: constant variance, the paper's. ve: "
                     "constant signal. auto: vp, and on flow models the states as they are.")),
             ],
-            outputs=[io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
+            outputs=[sampler_output()],
         )  # fmt: skip
 
     @classmethod
@@ -226,7 +230,7 @@ class PNDMSampler(io.ComfyNode):
                     "sigma where the model has none.")),
                 guard_input(default=7.0),
             ],
-            outputs=[io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
+            outputs=[sampler_output()],
         )  # fmt: skip
 
     @classmethod
@@ -264,7 +268,7 @@ class MomentumSampler(io.ComfyNode):
                     "others are always exact.")),
                 guard_input(default=7.0),
             ],
-            outputs=[io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
+            outputs=[sampler_output()],
         )  # fmt: skip
 
     @classmethod
@@ -307,7 +311,7 @@ class InterpolantSampler(io.ComfyNode):
                     "Multiplies the fresh noise; other than 1 leaves the distribution.")),
                 guard_input(),
             ],
-            outputs=[io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
+            outputs=[sampler_output()],
         )  # fmt: skip
 
     @classmethod
@@ -338,7 +342,7 @@ class MRSampler(io.ComfyNode):
                     "What is interpolated: the restored picture (data, steady at few steps) or the noise.")),
                 s_noise_input(),
             ],
-            outputs=[io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
+            outputs=[sampler_output()],
         )  # fmt: skip
 
     @classmethod

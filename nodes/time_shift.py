@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..samplers import time_shift
 from ..samplers.model import schedule_from
 from ._schema import kw, schema
-from .solvers import CATEGORY, sampler_recipe
+from .solvers import CATEGORY, sampler_output, sampler_recipe
 
 KEY = "trajectory_time_shift"
 
@@ -50,7 +50,7 @@ class TimeShiftSampler(io.ComfyNode):
                 io.Float.Input("s_noise", default=1.0, min=0.0, max=10.0, step=0.01, tooltip=(
                     "Multiplies the fresh noise of ancestral; the others have none.")),
             ],
-            outputs=[io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
+            outputs=[sampler_output()],
         )  # fmt: skip
 
     @classmethod

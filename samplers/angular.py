@@ -38,7 +38,7 @@ class Settings:
 
 
 def automatic(path, steps):
-    """The Settings that did best in `benchmarks/solvers.py`, on other mixtures than it measures."""
+    """The Settings that did best on mixtures like those of `benchmarks/solvers.py`, in few steps also on pictures."""
     flow = path.name == "flow"
     if steps < FEW_STEPS:  # long steps: extrapolation overshoots, and the last correction is of more than details
         return Settings(1, 2 if flow else 3, 1.0, 0.15)

@@ -6,7 +6,7 @@ variable, or a classical table. On a flow the velocity form dx/dsigma = d is the
 
 from .classical import ADAMS_BASHFORTH, TABLEAUS, UniformIntegrator, plan_runge_kutta
 from .integrator import Integrator, plan_multistep, usable
-from .plan import Plan, plan_sampler
+from .plan import Plan, check_choices, plan_sampler
 from .weights import basis_function
 
 VARIANTS = {
@@ -54,9 +54,7 @@ def check_options(variant, order, rk, flow_form, tau):
         "variant": (variant, VARIANTS), "order": (order, range(len(ADAMS_BASHFORTH))), "rk": (rk, TABLEAUS),
         "flow_form": (flow_form, FLOW_FORMS),
     }  # fmt: skip
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(str, allowed))}")
+    check_choices(choices)
     if tau < 0:
         raise ValueError(f"tau is {tau}; it is the strength of the noise, 0 (none) or more")
     if tau > 0 and variant in ("iPNDM", "rhoRK"):

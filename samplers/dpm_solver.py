@@ -5,7 +5,7 @@ the step that SIGMAS itself supplies (singlestep).
 """
 
 from .integrator import STARTS, Integrator, plan_multistep, record_step, usable
-from .plan import Plan, plan_sampler
+from .plan import Plan, check_choices, plan_sampler
 from .weights import BASES, VARIANTS, basis_function
 
 METHODS = ("multistep", "singlestep")
@@ -55,9 +55,7 @@ def check_options(method, order, prediction, basis, variant, lower_order_final, 
         "basis": (basis, ("auto", *BASES)), "variant": (variant, tuple(VARIANTS)), "start": (start, STARTS),
         "lower_order_final": (lower_order_final, LOWER_ORDER_FINAL), "corrector": (corrector, CORRECTORS),
     }  # fmt: skip
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(str, allowed))}")
+    check_choices(choices)
     if method == "singlestep" and order > 3:
         raise ValueError(f"order is {order}, but singlestep goes up to 3; lower order, or set method to multistep")
     if method == "singlestep" and corrector != "none":

@@ -50,8 +50,10 @@ class Integrator:
 
         There alpha is 0, by which the noise form and fresh noise divide, and some bases are infinite.
         """
-        if sigma_b == 0 or self.path.alpha(sigma_a) > 0 < self.path.alpha(sigma_b):
-            return sigma_b == 0
+        if sigma_b == 0:
+            return True
+        if min(self.path.alpha(sigma_a), self.path.alpha(sigma_b)) > 0:
+            return False
         infinite = self.u is not None and not np.isfinite([self.u(sigma_a), self.u(sigma_b)]).all()
         return self.prediction == "noise" or self.strength(sigma_a) != 0 or infinite
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from .dpm_solver import falling_orders
 from .integrator import Integrator, plan_multistep, usable
-from .plan import Plan, StepInfo, plan_sampler
+from .plan import Plan, StepInfo, check_choices, plan_sampler
 from .weights import basis_function
 
 EPSILONS = {
@@ -90,9 +90,7 @@ def check_options(epsilon, scale, sigma_high, sigma_low, order, integrator):
     choices = {
         "epsilon": (epsilon, EPSILONS), "order": (order, (1, 2, 3)), "integrator": (integrator, INTEGRATORS),
     }  # fmt: skip
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(str, allowed))}")
+    check_choices(choices)
     if scale < 0:
         raise ValueError(f"scale is {scale}; it is the strength of the noise, 0 (none) or more")
     if sigma_low > sigma_high:

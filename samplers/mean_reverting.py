@@ -6,7 +6,7 @@ DPM-Solver (ODE) and of its reverse SDE, so what is left of the sampler is the c
 """
 
 from .dpm_solver import plan_dpm_solver
-from .plan import plan_sampler
+from .plan import check_choices, plan_sampler
 
 EQUATIONS = {"ode": 0.0, "sde": 1.0}
 """Equation -> tau."""
@@ -32,6 +32,4 @@ def check_options(equation, order, prediction):
     choices = {
         "equation": (equation, EQUATIONS), "order": (order, (1, 2, 3)), "prediction": (prediction, PREDICTIONS),
     }  # fmt: skip
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(str, allowed))}")
+    check_choices(choices)

@@ -18,7 +18,7 @@ import numpy as np
 
 from .classical import ADAMS_BASHFORTH, UniformIntegrator
 from .integrator import Integrator, plan_multistep, usable
-from .plan import Plan, plan_sampler
+from .plan import Plan, check_choices, plan_sampler
 from .weights import basis_function
 
 
@@ -140,9 +140,7 @@ sample_momentum = plan_sampler(plan_momentum)
 
 def check_options(base, order, beta):
     """Raise ValueError with the option, its value and the fix: unknown words, numbers out of range."""
-    for name, value, allowed in (("base", base, BASES), ("order", order, ORDERS)):
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(str, allowed))}")
+    check_choices({"base": (base, BASES), "order": (order, ORDERS)})
     if not LEAST_BETA <= beta <= 1:
         raise ValueError(f"beta is {beta}; choose {LEAST_BETA} (most momentum) to 1 (none)")
 

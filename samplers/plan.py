@@ -208,6 +208,13 @@ def execute(plan: Plan, model: Callable, x: torch.Tensor, sigmas: torch.Tensor, 
     return run_plan(plan, model, given, sigmas, *args, dtype=x.dtype, **options)[plan.result].to(x.dtype)
 
 
+def check_choices(choices):
+    """Raise ValueError for the first option of {name: (value, allowed values)} whose value is not allowed."""
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(str, allowed))}")
+
+
 def plan_sampler(planner):
     """Make a k-diffusion sampler function of a planner.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from .classical import TABLEAUS, UniformIntegrator, combine_row, stages
 from .integrator import Integrator, plan_multistep, usable
-from .plan import Plan, plan_sampler
+from .plan import Plan, check_choices, plan_sampler
 from .weights import basis_function, step_weights
 
 METHODS = {"F-PNDM": ("rk4", (4,)), "S-PNDM": ("heun", (2,)), "PLMS": ("heun", (2, 2, 3, 4))}
@@ -93,6 +93,4 @@ def middle_of(mid, schedule):
 def check_options(method, coefficients, mid):
     """Raise ValueError with the option, its value and the fix: unknown words."""
     choices = {"method": (method, METHODS), "coefficients": (coefficients, COEFFICIENTS), "mid": (mid, MIDDLES)}
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
+    check_choices(choices)

@@ -24,6 +24,7 @@ from .dpm_solver import sample_dpm_solver
 from .integrator import Integrator, Node, usable
 from .model import schedule_of
 from .noise import ItemNoise
+from .plan import check_choices
 from .weights import basis_function, first_order
 
 TRAINING_STEPS = 1000
@@ -349,9 +350,7 @@ def _step(integrator, history, x, sigma_b, noise, s_noise):
 
 def check_options(mode, window, cutoff, base="euler"):
     """Raise ValueError with the option, its value and the fix."""
-    for name, value, allowed in (("mode", mode, MODES), ("base", base, BASES)):
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
+    check_choices({"mode": (mode, MODES), "base": (base, BASES)})
     if not 0 <= window <= TRAINING_STEPS:
         raise ValueError(f"window is {window}; it is a width in time steps, 0 (no shift) to {TRAINING_STEPS}")
     if not 0 <= cutoff <= 1:
