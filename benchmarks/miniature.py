@@ -1,6 +1,8 @@
 """How well the miniatures show what they should: the checker's score on painted, autoencoded and generated pictures.
 
     python -m trajectory.benchmarks.miniature --out sheet.png
+    python -m trajectory.benchmarks.miniature --model "landscapes (eps)" --cfg 3 --steps 50 --sampler euler \\
+        --key-steps paper
 """
 
 from __future__ import annotations
@@ -10,13 +12,12 @@ import time
 
 import numpy as np
 import torch
-from PIL import Image
 
-from ..headless.runtime import embedded
 from ..training.landscapes.checker import ATTRIBUTES, score
 from ..training.landscapes.grammar import caption
 from ..training.landscapes.painter import paint
 from ..training.landscapes.scene import held_out_scenes
+from .painting import Painter, contact_sheet
 
 
 def painted(scenes, size: int) -> torch.Tensor:
@@ -28,48 +29,14 @@ def autoencoded(vae, pictures: torch.Tensor) -> torch.Tensor:
     return torch.cat([vae.decode(vae.encode(part)) for part in pictures.split(32)])
 
 
-def generated(node_table, captions, size, steps, cfg, seed, batch=16) -> torch.Tensor:
-    """A picture for each caption, [B, size, size, 3], by what the nodes of 'Text to image' do.
-
-    The solver stands at its defaults, the schedule is `simple`; picture k starts from the noise of seed + k.
-    """
-    import comfy.samplers
-
-    model, clip, vae = node_table["TrajectoryLoadMiniature"].execute("landscapes (flow)").args
-    solver_node = node_table["TrajectoryAngularSampler"]
-    solver = solver_node.execute(**{i.id: i.default for i in solver_node.GET_SCHEMA().inputs}).args[0]
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
-    pictures = []
-    for start in range(0, len(captions), batch):
-        part = captions[start : start + batch]
-        noise = torch.stack([
-            torch.randn(16, size // 8, size // 8, generator=torch.Generator().manual_seed(seed + start + k))
-            for k in range(len(part))
-        ])  # fmt: skip
-        guider = comfy.samplers.CFGGuider(model)
-        guider.set_conds(conditioning(clip, part), conditioning(clip, [""] * len(part)))
-        guider.set_cfg(cfg)
-        latents = guider.sample(noise, torch.zeros_like(noise), solver, sigmas, disable_pbar=True, seed=seed)
-        pictures.append(vae.decode(latents))
-    return torch.cat(pictures)
-
-
-def conditioning(clip, captions):
-    """CONDITIONING of a batch: item k is caption k."""
-    encoded = [clip.encode_from_tokens(clip.tokenize(text), return_pooled=True) for text in captions]
-    return [[torch.cat([cond for cond, _ in encoded]), {"pooled_output": torch.cat([pooled for _, pooled in encoded])}]]
-
-
-def contact_sheet(pictures: torch.Tensor, columns: int = 16) -> Image.Image:
-    """Pictures side by side, row by row."""
-    rows = [torch.cat(list(row), dim=1) for row in pictures[: len(pictures) // columns * columns].split(columns)]
-    return Image.fromarray((torch.cat(rows).clamp(0, 1) * 255).round().byte().numpy())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="landscapes (flow)", help="a choice of Load Miniature")
+    parser.add_argument("--key-steps", help="run the encoder at the key steps of this Faster Diffusion schedule only")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--sampler", help="a sampler of the host in place of the Angular Sampler")
+    parser.add_argument("--scheduler", default="simple")
     parser.add_argument("--cfg", type=float, default=2.0)
     parser.add_argument("--number", type=int, default=256, help="held-out captions")
     parser.add_argument("--seed", type=int, default=0)
@@ -78,19 +45,23 @@ def main() -> None:
 
     scenes = held_out_scenes(args.number)
     captions = [caption(s, np.random.default_rng((3, k))) for k, s in enumerate(scenes)]
-    node_table = embedded().node_table
-    vae = node_table["TrajectoryLoadMiniature"].execute("landscapes (flow)").args[2]
+    painter = Painter(args.model)
+    model = painter.model
+    if args.key_steps:
+        model = painter.node("TrajectoryFasterDiffusion", model=model, schedule=args.key_steps)
     with torch.inference_mode():
         pictures = painted(scenes, args.size)
-        again = autoencoded(vae, pictures)
+        again = autoencoded(painter.vae, pictures)
         start = time.perf_counter()
-        made = generated(node_table, captions, args.size, args.steps, args.cfg, args.seed)
+        made = painter.paint(
+            captions, size=args.size, steps=args.steps, cfg=args.cfg, seed=args.seed, model=model, sampler=args.sampler,
+            scheduler=args.scheduler)
     seconds = time.perf_counter() - start
     table = {
         "painted": score(pictures, scenes), "autoencoded": score(again, scenes), "generated": score(made, captions),
     }
 
-    print(f"{args.number} held-out captions, {args.size}x{args.size}, {args.steps} steps, cfg {args.cfg}")
+    print(f"{args.model}: {args.number} held-out captions, {args.size}x{args.size}, {args.steps} steps, cfg {args.cfg}")
     print(f"{'% right':<12}" + "".join(f"{name:>13}" for name in table))
     for name in (*ATTRIBUTES, "attributes", "captions"):
         cells = "".join(f"{100 * row[name]:>13.1f}" if name in row else f"{'-':>13}" for row in table.values())

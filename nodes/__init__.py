@@ -11,7 +11,10 @@ from comfy_api.latest import ComfyExtension
 
 logger = logging.getLogger("trajectory")
 
-FAMILIES = ("models", "solvers", "time_shift", "inversion", "schedules", "analysis", "denoising_mcmc")
+FAMILIES = (
+    "models", "solvers", "time_shift", "inversion", "schedules", "analysis", "denoising_mcmc",
+    "faster_diffusion", "nasa", "oms",
+)  # fmt: skip
 
 failures: dict[str, str] = {}
 """Module name -> why it is missing, filled while loading."""

@@ -1,9 +1,11 @@
 """The loader of the bundled miniature models, on which every example runs, and patches of a model's schedule."""
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import comfy.latent_formats
 import comfy.sd
 import torch
 from comfy_api.latest import io
@@ -11,12 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..models.captions import CaptionEncoder, CaptionTokenizer
+from ..models.low_rank import merged
 from ..samplers.timesteps import with_fractional_timesteps
 from ._schema import kw, schema
+from ._unet import unet_model
 
 _FOLDER = Path(__file__).resolve().parents[1] / "miniatures"
-# Choice in the node -> stem of its files in `miniatures`. Saved graphs hold these words: append, never rename.
-_MINIATURES = {"landscapes (flow)": ("landscapes_flow", "landscapes_captions", "landscapes_autoencoder")}
 _OPTIONS = {"dtype": torch.float32}  # tiny networks: full precision costs nothing and keeps pictures alike everywhere
 
 
@@ -34,19 +36,23 @@ def _expected_size(path):
             return None
 
 
-def load_weights(stem, choice):
-    """The tensors of one bundled file. Raises RuntimeError naming input, file, sizes and fix when it is not whole."""
-    path = _FOLDER / f"{stem}.safetensors"
-    problem = f"Load Miniature, input 'model' = '{choice}': the bundled file {path}"
-    fix = f"Fetch it again with `git checkout -- miniatures` in {_FOLDER.parent}, or install the pack anew."
-    if not path.is_file():
-        raise RuntimeError(f"{problem} is missing. {fix}")
+def read_weights(path, what, fix):
+    """The tensors of a safetensors file (a Path). Raises RuntimeError naming file, sizes and fix if it is damaged."""
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         actual, expected = path.stat().st_size, _expected_size(path)
         should = f"it should have {expected} bytes" if expected else "its header is not that of a safetensors file"
-        raise RuntimeError(f"{problem} is damaged ({actual} bytes; {should}). {fix}") from error
+        raise RuntimeError(f"{what} {path} is damaged ({actual} bytes; {should}). {fix}") from error
+
+
+def load_weights(stem):
+    """The tensors of one bundled file. Raises RuntimeError naming file, sizes and fix when it is not whole."""
+    path, what = _FOLDER / f"{stem}.safetensors", "The bundled model file"
+    fix = f"Fetch it again with `git checkout -- miniatures` in {_FOLDER.parent}, or install the pack anew."
+    if not path.is_file():
+        raise RuntimeError(f"{what} {path} is missing. {fix}")
+    return read_weights(path, what, fix)
 
 
 def load_clip(weights):
@@ -62,6 +68,35 @@ def load_clip(weights):
     return clip
 
 
+def load_flow():
+    """The SD3-class flow model."""
+    return comfy.sd.load_diffusion_model_state_dict(load_weights("landscapes_flow"), model_options=dict(_OPTIONS))
+
+
+# Of the eps miniature: two levels of 64 and 128 channels, one block each, attention at the lower one.
+_UNET = {
+    "model_channels": 64, "num_res_blocks": [1, 1], "channel_mult": [1, 2], "transformer_depth": [0, 1],
+    "transformer_depth_output": [0, 0, 1, 1], "transformer_depth_middle": 1, "context_dim": CaptionEncoder.WIDTH,
+    "num_head_channels": 32,
+}  # fmt: skip
+
+
+def load_eps(low_rank=None):
+    """The Stable-Diffusion-class eps model, with the changes of another file if one is named."""
+    weights = load_weights("landscapes_eps")
+    if low_rank:
+        weights = merged({name: value.float() for name, value in weights.items()}, load_weights(low_rank))
+    return unet_model(_UNET, weights, comfy.latent_formats.SD15, **_OPTIONS)
+
+
+# Choice in the node -> its network, its autoencoder's file. Saved graphs hold these words: append, never rename.
+_MINIATURES = {
+    "landscapes (flow)": (load_flow, "landscapes_autoencoder"),
+    "landscapes (eps)": (load_eps, "landscapes_autoencoder4"),
+    "landscapes (few-step)": (partial(load_eps, "landscapes_few_step"), "landscapes_autoencoder4"),
+}
+
+
 class TrajectoryLoadMiniature(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -75,14 +110,16 @@ class TrajectoryLoadMiniature(io.ComfyNode):
             search_aliases=["bundled model", "example model", "tiny model", "landscapes"],
             inputs=[
                 kw(io.Combo.Input, "model", options=list(_MINIATURES), default=next(iter(_MINIATURES)),
-                   tooltip="Which bundled model. 'landscapes (flow)': an SD3-class flow model of illustrated "
-                           "landscapes, for 128x128 (and 64x64) pictures. It knows the words of its captions: a light "
+                   tooltip="Which bundled model of illustrated landscapes, for 128x128 (and 64x64) pictures. "
+                           "'landscapes (flow)': SD3's class, the best painter. 'landscapes (eps)': Stable "
+                           "Diffusion's class, a UNet on 4-channel latents. 'landscapes (few-step)': the latter with "
+                           "its guidance distilled, for CFG 1. They know the words of its captions: a light "
                            "(black night, blue night, dusk, dawn, blue day, white noon), a ground (green hills, snow, "
                            "sea, desert), sun or moon, clouds, and one to three red, yellow, green, blue or white "
                            "houses, trees, boats or balloons on the left, in the middle or on the right."),
             ],
             outputs=[
-                io.Model.Output(display_name="MODEL", tooltip="The flow model: connect to a sampler or guider."),
+                io.Model.Output(display_name="MODEL", tooltip="The diffusion model: connect to a sampler or guider."),
                 io.Clip.Output(display_name="CLIP", tooltip="The caption encoder: connect to CLIP Text Encode."),
                 io.Vae.Output(display_name="VAE", tooltip="The autoencoder: connect to VAE Decode or VAE Encode."),
             ],
@@ -92,11 +129,10 @@ class TrajectoryLoadMiniature(io.ComfyNode):
     def execute(cls, model):
         if model not in _MINIATURES:
             raise ValueError(f"model is {model!r}; choose one of {', '.join(_MINIATURES)}")
-        flow, captions, autoencoder = (load_weights(stem, model) for stem in _MINIATURES[model])
-        patcher = comfy.sd.load_diffusion_model_state_dict(flow, model_options=dict(_OPTIONS))
-        vae = comfy.sd.VAE(sd=autoencoder, dtype=torch.float32)
+        network, autoencoder = _MINIATURES[model]
+        vae = comfy.sd.VAE(sd=load_weights(autoencoder), dtype=torch.float32)
         vae.throw_exception_if_invalid()
-        return io.NodeOutput(patcher, load_clip(captions), vae)
+        return io.NodeOutput(network(), load_clip(load_weights("landscapes_captions")), vae)
 
 
 class FractionalTimesteps(io.ComfyNode):

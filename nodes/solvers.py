@@ -1,5 +1,7 @@
 """Solvers as SAMPLER nodes: each hands out a recipe for SamplerCustom and SamplerCustomAdvanced."""
 
+import copy
+
 import comfy.model_management
 import comfy.samplers
 from comfy_api.latest import io
@@ -18,6 +20,16 @@ def sampler_recipe(function, **options):
     """SAMPLER of a plan sampler that the host can cancel before every network call."""
     cancel = comfy.model_management.throw_exception_if_processing_interrupted
     return comfy.samplers.KSAMPLER(function, {**options, "before_call": cancel})
+
+
+def with_function(sampler, around):
+    """A copy of a SAMPLER whose function is around(that of `sampler`)."""
+    if not hasattr(sampler, "sampler_function"):
+        raise ValueError(f"sampler is a {type(sampler).__name__}, which samples by itself; connect a SAMPLER that is a "
+                         "function of model and sigmas, such as KSamplerSelect or a solver of this pack")
+    copied = copy.copy(sampler)
+    copied.sampler_function = around(sampler.sampler_function)
+    return copied
 
 
 def sampler_output():

@@ -1,11 +1,11 @@
 """Time-Shift as a SAMPLER, which moves label and step, and as a patch of the MODEL, which moves the label alone."""
 
-from comfy.model_patcher import create_model_options_clone
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from comfy_api.latest import io
 
 from ..samplers import time_shift
 from ..samplers.model import schedule_from
+from ._run import options_of_run, patched
 from ._schema import kw, schema
 from .solvers import CATEGORY, sampler_output, sampler_recipe
 
@@ -82,15 +82,10 @@ def shift_run(**options):
             # a context window over the batch brings other items than were measured
             return run.call(network, x, t, len(transformer_options.get("sigmas", t)))
 
-        own = guider.model_options
-        guider.model_options = create_model_options_clone(own)
-        extra_args = {**extra_args, "model_options": create_model_options_clone(extra_args["model_options"])}
-        add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, predict_noise, guider.model_options, True)
-        add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, apply_model, extra_args["model_options"], True)
-        try:
+        with options_of_run(guider, extra_args) as extra_args:
+            add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, predict_noise, guider.model_options, True)
+            add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, apply_model, extra_args["model_options"], True)
             return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *rest, **more)
-        finally:
-            guider.model_options = own
 
     return sample
 
@@ -119,12 +114,9 @@ class TimeShiftModel(io.ComfyNode):
     @classmethod
     def execute(cls, model, mode, window, cutoff, per_channel):
         time_shift.check_options(mode, window, cutoff)
-        patched = model.clone()
-        patched.remove_wrappers_with_key(WrappersMP.SAMPLER_SAMPLE, KEY)  # a second patch replaces the first
-        if window > 0 and cutoff < 1:
-            shift = shift_run(mode=mode, window=window, cutoff=cutoff, per_channel=per_channel)
-            patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, shift)
-        return io.NodeOutput(patched)
+        on = window > 0 and cutoff < 1
+        shift = shift_run(mode=mode, window=window, cutoff=cutoff, per_channel=per_channel) if on else None
+        return io.NodeOutput(patched(model, KEY, shift))
 
 
 NODES = [TimeShiftSampler, TimeShiftModel]

@@ -98,13 +98,21 @@ class Graph:
         self.bottoms[column] = top + height + 30 + GAP
 
 
-def text_to_image(graph, positive=CAPTION, seed=4, cfg=2.0, steps=20, size=128, sampler=None, sigmas=None, patch=None):
-    """The common trunk of the examples; returns its nodes by name."""
-    loader = graph.add("TrajectoryLoadMiniature", 0)
+def text_to_image(
+    graph, positive=CAPTION, seed=4, cfg=2.0, steps=20, size=128, sampler=None, sigmas=None, patch=None, start=None,
+    miniature="landscapes (flow)",
+):  # fmt: skip
+    """The common trunk of the examples; returns its nodes by name.
+
+    `start`: called with the graph and its nodes so far for the node whose LATENT is sampled from.
+    """
+    loader = graph.add("TrajectoryLoadMiniature", 0, model=miniature)
     model = (patch(graph, loader), 0) if patch else (loader, "MODEL")
     caption = graph.add("CLIPTextEncode", 1, "Caption", clip=(loader, "CLIP"), text=positive)
     negative = graph.add("CLIPTextEncode", 1, "Negative", clip=(loader, "CLIP"), text="")
     latent = graph.add("EmptySD3LatentImage", 0, "Size", width=size, height=size, batch_size=1)
+    first = {"loader": loader, "caption": caption, "negative": negative, "latent": latent}
+    latent = start(graph, first) if start else latent
     noise = graph.add("RandomNoise", 0, "Noise", noise_seed=seed)
     guider = graph.add(
         "CFGGuider", 2, "Guidance", model=model, positive=(caption, 0), negative=(negative, 0), cfg=cfg
@@ -352,6 +360,101 @@ def example_mean_reverting(graph):
     ))  # fmt: skip
 
 
+def example_one_more_step(graph):
+    def one_more_step(graph, nodes):
+        module = graph.add("TrajectoryOMSLoader", 0)
+        return graph.add(
+            "TrajectoryOMSStep", 2, "Start", oms_model=(module, 0), model=(nodes["loader"], "MODEL"),
+            positive=(nodes["caption"], 0), negative=(nodes["negative"], 0), latent=(nodes["latent"], 0),
+        )  # fmt: skip
+
+    text_to_image(
+        graph, "a bright white noon over snow with a sun, two red houses on the left and a blue balloon on the right",
+        seed=12, start=one_more_step, miniature="landscapes (eps)",
+    )  # fmt: skip
+    graph.note(0, (
+        "The schedule of Stable Diffusion begins with a trace of a picture in its noise, and a model that never saw "
+        "pure noise misses the darkest and the brightest pictures. **Start** asks a small module for the light and "
+        "colours of the caption, and the sampler begins there: the noon is white.\n\nSet *strength* to 0 on "
+        "**Start** to see which light the model takes without it, or give **Start** a caption of its own: *a black "
+        "night* under the same objects."
+    ))  # fmt: skip
+
+
+def example_low_frequency_seed(graph):
+    def from_colour(graph):
+        loader, solver = graph.nodes[0], graph.add("TrajectoryAngularSampler", 1, "Solver")
+        colour = graph.add(
+            "TrajectoryLowFrequencySeed", 1, "Colour", vae=(loader, "VAE"), colour="#f0a060", width=128, height=128
+        )
+        return graph.add("TrajectoryOMSSamplerWrap", 1, "Start", sampler=(solver, 0), start=(colour, 0))
+
+    text_to_image(
+        graph, "the sea with a sun and one white boat on the left", sampler=from_colour, miniature="landscapes (eps)"
+    )
+    graph.note(0, (
+        "The caption names no light: the **Colour** chooses it. Its latent is added to the noise that the sampler "
+        "starts from, and no module is needed.\n\nTry *#080810* for a night and *#ffffff* for a noon, or connect an "
+        "image, of which *blur* leaves light and colours. Without inpainting, the latent may as well go straight into "
+        "the sampler's *latent_image*."
+    ))  # fmt: skip
+
+
+def example_faster_diffusion(graph):
+    def sampler(graph):
+        euler = graph.add("KSamplerSelect", 1, "Solver", sampler_name="euler")
+        return graph.add("TrajectoryPriorNoiseInjection", 1, "Texture", sampler=(euler, 0))
+
+    text_to_image(
+        graph, "a dusk over the sea with a sun and clouds, two white boats on the left and a red balloon on the right",
+        steps=50, cfg=3.0, seed=0, sampler=sampler,
+        patch=lambda g, loader: g.add(
+            "TrajectoryFasterDiffusion", 1, "Faster", model=(loader, "MODEL")),
+        miniature="landscapes (eps)",
+    )  # fmt: skip
+    graph.note(0, (
+        "Fifty steps, nine of which run the whole network: at the others the encoder's features of the last whole step "
+        "are used again. **Texture** adds a little of the start's noise back.\n\nCompare with *end_percent* 0 on "
+        "**Faster**, where every step is whole, and with *fresh_input* off, the method as published: after the last "
+        "whole step it does not see the picture any more, and leaves noise in one as small as this."
+    ))  # fmt: skip
+
+
+def example_faster_diffusion_dit(graph):
+    text_to_image(
+        graph, "a blue day over green hills with a sun and clouds, two red houses on the left", steps=25, seed=1,
+        patch=lambda g, loader: g.add("TrajectoryFasterDiffusionDiT", 1, "Faster", model=(loader, "MODEL")),
+    )  # fmt: skip
+    graph.note(0, (
+        "A third of the transformer's blocks rest at most of the steps: what they added at the last key step is added "
+        "again.\n\nRaise *fraction* on **Faster** until the picture suffers."
+    ))  # fmt: skip
+
+
+def negative_prompt(graph, caption, away, miniature, steps, seed, **values):
+    """The common trunk at CFG 1, steered away from a text."""
+
+    def patch(graph, loader):
+        text = graph.add("CLIPTextEncode", 1, "Away from", clip=(loader, "CLIP"), text=away)
+        return graph.add("TrajectoryNASA", 1, "NASA", model=(loader, "MODEL"), negative=(text, 0), **values)
+
+    return text_to_image(graph, caption, seed=seed, cfg=1.0, steps=steps, patch=patch, miniature=miniature)
+
+
+def example_nasa(graph):
+    negative_prompt(
+        graph, "green hills with a sun and two red houses on the left", "dusk", seed=0, steps=8,
+        miniature="landscapes (few-step)", scale=0.5,
+    )  # fmt: skip
+    graph.note(0, (
+        "A distilled model paints in eight steps at a CFG of 1, where **Negative**, the guider's own, has no effect. "
+        "**NASA** steers the attention to the caption away from another text instead: the caption leaves the light "
+        "open, and **Away from** rules out the dusk.\n\nSet *scale* to 0 to see the picture without it, or write "
+        "*blue day* or *white noon*. The *mode* nag with *scale* 2 is steady at larger strengths, and on models in "
+        "which text and image attend jointly."
+    ))  # fmt: skip
+
+
 EXAMPLES = {
     "Text to image": example_text_to_image,
     "Solver and schedule": example_solver_and_schedule,
@@ -367,6 +470,11 @@ EXAMPLES = {
     "Momentum at high guidance": example_momentum,
     "Stochastic interpolant": example_interpolant,
     "Mean-reverting preset": example_mean_reverting,
+    "One More Step": example_one_more_step,
+    "Low-Frequency Seed": example_low_frequency_seed,
+    "Negative prompt without CFG": example_nasa,
+    "Faster Diffusion": example_faster_diffusion,
+    "Faster Diffusion (DiT)": example_faster_diffusion_dit,
 }
 
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from examples import EXAMPLES, Graph
+from examples import EXAMPLES, Graph, negative_prompt
 from PIL import Image, ImageDraw, ImageFont
 from studio import Studio, example
 from trajectory.charts import PAPER, line_chart, wrapped
@@ -23,8 +23,10 @@ from trajectory.samplers.bdia import plan_bdia
 from trajectory.samplers.deis import plan_deis
 from trajectory.samplers.dpm_solver import plan_dpm_solver, sample_dpm_solver
 from trajectory.samplers.interpolant import EPSILONS, strength_function
+from trajectory.samplers.key_steps import key_steps
 from trajectory.samplers.mean_reverting import plan_mean_reverting
 from trajectory.samplers.model import schedule_from
+from trajectory.samplers.one_more_step import signal
 from trajectory.samplers.paths import FLOW, VE
 from trajectory.samplers.plan import execute
 from trajectory.samplers.pndm import plan_pndm
@@ -393,6 +395,113 @@ def load_miniature():
     return sheet([pictures[:4], pictures[4:]])
 
 
+def faster_diffusion():
+    steps = range(50)
+    series = []
+    for name in ("paper", "uniform", "pro"):
+        keys = key_steps(name, len(steps))
+        series.append((name, list(steps), [sum(k <= step for k in keys) for step in steps]))
+    return chart(series, "Key steps of a run of 50", "step", "whole steps so far")
+
+
+def faster_diffusion_dit():
+    settings = {
+        "every step whole": {"Faster.end_percent": 0.0},
+        "uniform, a third at rest": {},
+        "uniform, two thirds at rest": {"Faster.fraction": 0.67},
+        "paper, a third at rest": {"Faster.schedule": "paper"},
+    }
+    return sheet([[(painted("Faster Diffusion (DiT)", changed)[0], name) for name, changed in settings.items()]])
+
+
+def prior_noise_injection():
+    import comfy.samplers
+
+    sigmas = comfy.samplers.calculate_sigmas(model_sampling(), "normal", 50).tolist()[:-1]
+    below = np.array([float(schedule().time(sigma)) < 0.5 for sigma in sigmas])
+    series = [
+        (f"strength {s}", list(range(len(sigmas))), (s * below.cumsum()).tolist()) for s in (0.0015, 0.003, 0.006)
+    ]
+    return chart(series, "Noise added in a run of 50 steps", "step", "share of the initial noise")
+
+
+def means(captions):
+    """What OMS Step hands out for each caption, decoded, with its label."""
+    graph = Graph(studio().object_info)
+    EXAMPLES["One More Step"](graph)
+    loader, start = graph.nodes[0], next(node for node in graph.nodes if node.get("title") == "Start")
+    decoded = graph.add("VAEDecode", 3, samples=(start, 0), vae=(loader, "VAE"))
+    graph.add("PreviewImage", 3, "Mean", images=(decoded, 0))
+    return [(studio().pictures(graph.save(), {"Caption.text": caption})["Mean"][0], caption) for caption in captions]
+
+
+def oms_loader():
+    lights = ("black night", "blue night", "dusk", "dawn", "blue day", "white noon")
+    grounds = ("snow", "the sea", "green hills", "the desert", "snow", "green hills")
+    captions = [f"a {light} over {ground}" for light, ground in zip(lights, grounds, strict=True)]
+    return sheet([means(captions[:3]), means(captions[3:])])
+
+
+def oms_step():
+    captions = (
+        "a white noon over snow with two blue trees in the middle",
+        "a bright white noon over snow with a sun, two red houses on the left and a blue balloon on the right",
+        "a white noon over green hills with a sun, one red house on the right",
+        "a black night over the sea with a white boat on the left",
+    )
+    rows, settings = {0.0: "without", 1.0: "with One More Step"}, {"Noise.noise_seed": 0}
+    return sheet([[
+        (painted("One More Step", {**settings, "Caption.text": caption, "Start.strength": strength})[0],
+         f"{caption}: {label}")
+        for caption in captions
+    ] for strength, label in rows.items()])  # fmt: skip
+
+
+def oms_sampler_wrap():
+    sigmas = np.geomspace(0.3, 100, 25)
+    first = float(model_sampling().sigma_max)
+    flow = np.linspace(0.3, 1, 11)
+    series = [
+        ("eps and v: 1/sqrt(1 + sigma^2)", sigmas, [signal(float(sigma)) for sigma in sigmas]),
+        ("where Stable Diffusion begins", [first], [signal(first)]),
+        ("flow: 1 - sigma", flow, 1 - flow),
+    ]
+    return chart(series, "Weight of the start in the first state", "first sigma of the schedule", "weight", log_x=True)
+
+
+def low_frequency_seed():
+    graph = Graph(studio().object_info)
+    EXAMPLES["Text to image"](graph)
+    loader = graph.nodes[0]
+    painting = next((node, 0) for node in graph.nodes if node["type"] == "VAEDecode")
+    blurs = (0.06, 0.12, 0.25, 0.5)
+    for blur in blurs:
+        seed = graph.add(
+            "TrajectoryLowFrequencySeed", 4, vae=(loader, "VAE"), image=painting, blur=blur, width=128, height=128
+        )
+        decoded = graph.add("VAEDecode", 4, samples=(seed, 0), vae=(loader, "VAE"))
+        graph.add("PreviewImage", 4, f"{blur}", images=(decoded, 0))
+    shown = studio().pictures(graph.save())
+    return sheet([[(shown["Picture"][0], "image"), *((shown[f"{b}"][0], f"blur {b}") for b in blurs)]])
+
+
+def nasa():
+    choices = [
+        ({"scale": 0.0}, "without"), ({"scale": 0.2}, "nasa, 0.2"),
+        ({"mode": "nasa_text_only", "scale": 0.7}, "nasa_text_only, 0.7"),
+        ({"mode": "nag", "scale": 4.0, "blend": 0.25}, "nag, 4, blend 0.25"),
+    ]  # fmt: skip
+    rows = []
+    for caption, away in (("green hills with red houses", "a dusk"), ("a landscape", "a dusk")):
+        row = []
+        for values, label in choices:
+            graph = Graph(studio().object_info)
+            negative_prompt(graph, caption, away, miniature="landscapes (flow)", steps=20, seed=3, **values)
+            row.append((studio().pictures(graph.save())["Picture"][0], label))
+        rows.append(row)
+    return sheet(rows)
+
+
 FIGURES = {
     "TrajectoryAngularSampler": angular,
     "TrajectoryDPMSolverSampler": dpm_solver,
@@ -406,12 +515,20 @@ FIGURES = {
     "TrajectoryDenoisingMCMC": denoising_mcmc,
     "TrajectoryTimeShiftSampler": time_shift_sampler,
     "TrajectoryTimeShiftModel": time_shift_model,
+    "TrajectoryNASA": nasa,
     "TrajectoryTimeSkipScheduler": time_skip_scheduler,
     "TrajectoryFisherPathScheduler": fisher_path_scheduler,
     "TrajectoryFractionalTimesteps": fractional_timesteps,
     "TrajectorySolverComparison": solver_comparison,
     "TrajectoryPlanInfo": plan_info,
     "TrajectoryLoadMiniature": load_miniature,
+    "TrajectoryOMSLoader": oms_loader,
+    "TrajectoryOMSStep": oms_step,
+    "TrajectoryOMSSamplerWrap": oms_sampler_wrap,
+    "TrajectoryLowFrequencySeed": low_frequency_seed,
+    "TrajectoryFasterDiffusion": faster_diffusion,
+    "TrajectoryFasterDiffusionDiT": faster_diffusion_dit,
+    "TrajectoryPriorNoiseInjection": prior_noise_injection,
 }
 
 

@@ -1,6 +1,7 @@
-"""Train the miniature autoencoder: the TAESD layout with 16 latent channels, 8x smaller than the picture.
+"""Train a miniature autoencoder: the TAESD layout with 16 or 4 latent channels, 8x smaller than the picture.
 
-    python -m trajectory.training.autoencoder
+    python -m trajectory.training.autoencoder                 # 16 channels, in the latent scale of SD3
+    python -m trajectory.training.autoencoder --channels 4    # 4 channels, in that of SD 1.5; begins from the former
 
 The first part trains encoder and decoder together; then the encoder is frozen, so that latents made from it stay valid,
 and the decoder alone goes on. The file is laid out as ComfyUI's VAE loader expects a TAESD with its own latent scale.
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,10 +25,30 @@ from ._run import MINIATURES, WORK, Progress, device_and_autocast, load_checkpoi
 from .landscapes.painter import group_centre, paint
 from .landscapes.scene import draw_training_scene
 
-FILE = MINIATURES / "landscapes_autoencoder.safetensors"
-CHECKPOINT = WORK / "autoencoder.pt"
-# The host scales SD3 latents by 1.5305 around 0.0609: this deviation makes them about unit for the diffusion model.
-LATENT_MEAN, LATENT_STD = 0.0609, 0.65
+
+@dataclass(frozen=True)
+class Layout:
+    """One latent space: the file of its autoencoder, the mean and deviation that training pulls the network's latents
+    to, and the scale and shift by which the host brings them to the diffusion model: (latents - shift) * scale."""
+
+    file: Path
+    mean: float
+    std: float
+    scale: float
+    shift: float
+    vae_scale: float  # what the host's VAE divides the network's latents by
+
+    @property
+    def checkpoint(self) -> Path:
+        return (WORK / self.file.name).with_suffix(".pt")
+
+
+# By the number of channels. The host scales SD3 latents by 1.5305 around 0.0609, and those of SD 1.5 by 0.18215, which
+# cancels against `vae_scale`, so that the network's own latents are the model's.
+LAYOUTS = {
+    16: Layout(MINIATURES / "landscapes_autoencoder.safetensors", 0.0609, 0.65, 1.5305, 0.0609, 1.0),
+    4: Layout(MINIATURES / "landscapes_autoencoder4.safetensors", 0.0, 1.0, 1.0, 0.0, 0.18215),
+}
 
 
 def paint_pool(number: int, size: int, seed: int) -> list[tuple[torch.Tensor, list]]:
@@ -70,10 +93,10 @@ def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Ten
     return loss
 
 
-def latent_penalty(latents: torch.Tensor) -> torch.Tensor:
+def latent_penalty(latents: torch.Tensor, layout: Layout) -> torch.Tensor:
     """Pulls each channel's mean and deviation over batch and place towards what the diffusion model expects."""
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-    return (mean - LATENT_MEAN).square().mean() + (std - LATENT_STD).square().mean()
+    return (mean - layout.mean).square().mean() + (std - layout.std).square().mean()
 
 
 def _learning_rate(step: int, encoder_steps: int, steps: int) -> float:
@@ -85,19 +108,22 @@ def _learning_rate(step: int, encoder_steps: int, steps: int) -> float:
 
 def train(args) -> AutoencoderTiny:
     device, autocast = device_and_autocast()
+    layout = LAYOUTS[args.channels]
     torch_rng = torch.Generator().manual_seed(args.seed)
-    model = AutoencoderTiny(latent_channels=16)
-    _initialise(model, torch_rng)
+    pool = paint_pool(args.pool, 128, args.seed) + paint_pool(args.pool // 4, 64, args.seed + 1)
+    if args.channels == 16:
+        model = AutoencoderTiny(latent_channels=16)
+        _initialise(model, torch_rng)
+    else:
+        model = narrowed(load(16), args.channels, torch.stack([picture for picture, _ in pool[:256]]).float() / 255.0)
     model = model.to(device, memory_format=torch.channels_last)
-    step, state = 0, load_checkpoint(CHECKPOINT)
+    step, state = 0, load_checkpoint(layout.checkpoint)
     if state:
         step = state["step"]
         model.load_state_dict(state["model"])
     optimiser = _optimiser(model, "decoder" if step >= args.encoder_steps else "")
     if state and step != args.encoder_steps:
         optimiser.load_state_dict(state["optimiser"])
-    print(f"painting, then training from step {step}", flush=True)
-    pool = paint_pool(args.pool, 128, args.seed) + paint_pool(args.pool // 4, 64, args.seed + 1)
     progress = Progress(args.steps, step)
     while step < args.steps:
         frozen = step >= args.encoder_steps
@@ -112,7 +138,7 @@ def train(args) -> AutoencoderTiny:
             noise = torch.randn(latents.shape, generator=torch_rng).to(device)
             output = model.decoder(latents + 0.03 * noise)
         loss = reconstruction_loss((output.float() + 1) / 2, target)
-        total = loss if frozen else loss + 0.05 * latent_penalty(latents.float())
+        total = loss if frozen else loss + 0.05 * latent_penalty(latents.float(), layout)
         total.backward()
         optimiser.step(_learning_rate(step, args.encoder_steps, args.steps))
         step += 1
@@ -120,9 +146,34 @@ def train(args) -> AutoencoderTiny:
         progress.report(step, loss=loss, psnr=psnr, std=latents.detach().float().std())
         if step % 500 == 0 or step == args.steps or step == args.encoder_steps:
             state = {"step": step, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
-            save_checkpoint(CHECKPOINT, state)
-            export(model)
+            save_checkpoint(layout.checkpoint, state)
+            export(model, layout)
     return model
+
+
+@torch.no_grad()
+def narrowed(model: AutoencoderTiny, channels: int, pictures: torch.Tensor) -> AutoencoderTiny:
+    """`model` with fewer latent channels: the whitened principal components of its latents of `pictures`.
+
+    Both ends of the bottleneck are convolutions, so the projection and its inverse go into their weights.
+    """
+    latents = model.encoder(pictures * 2 - 1).movedim(1, -1).flatten(0, -2)
+    mean = latents.mean(0)
+    variance, axes = torch.linalg.eigh((latents - mean).T.cov())
+    variance, axes = variance[-channels:], axes[:, -channels:]
+    small = AutoencoderTiny(latent_channels=channels)
+    state = model.state_dict()
+    ends = [name.removesuffix(".bias") for name in state if name.startswith("encoder.") and name.endswith(".bias")]
+    last, first = ends[-1], "decoder.layers.0"
+    project, restore = (axes / variance.sqrt()).T, axes * variance.sqrt()
+    weight, bias = state[f"{last}.weight"], state[f"{last}.bias"]
+    state[f"{last}.weight"] = torch.einsum("pc,cikl->pikl", project, weight)
+    state[f"{last}.bias"] = project @ (bias - mean)
+    weight = state[f"{first}.weight"]
+    state[f"{first}.bias"] = state[f"{first}.bias"] + weight.sum((2, 3)) @ mean
+    state[f"{first}.weight"] = torch.einsum("ockl,cp->opkl", weight, restore)
+    small.load_state_dict(state)
+    return small.train()
 
 
 def _optimiser(model: AutoencoderTiny, part: str = "") -> Muon:
@@ -142,30 +193,31 @@ def _initialise(model: torch.nn.Module, generator: torch.Generator) -> None:
                 torch.nn.init.uniform_(module.bias, -bound, bound, generator=generator)
 
 
-def export(model: AutoencoderTiny, path=FILE) -> None:
+def export(model: AutoencoderTiny, layout: Layout) -> None:
     """Save under the host's names: its decoder begins with a clamp layer, so the decoder's indices move up by one."""
-    out = {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
+    out = {"vae_scale": torch.tensor(layout.vae_scale), "vae_shift": torch.tensor(0.0)}
     for key, value in model.state_dict().items():
         half, _, index, *rest = key.split(".")
         number = int(index) + (half == "decoder")
         out[f"taesd_{half}.{'.'.join([str(number), *rest])}"] = value
-    save_weights(path, out)
+    save_weights(layout.file, out)
 
 
-def load(path=FILE) -> AutoencoderTiny:
-    """The exported autoencoder as a diffusers model in float32, ready to use."""
+def load(channels: int) -> AutoencoderTiny:
+    """The exported autoencoder with so many latent channels as a diffusers model in float32, ready to use."""
     state = {}
-    for key, value in load_file(path).items():
+    for key, value in load_file(LAYOUTS[channels].file).items():
         if key.startswith("taesd_"):
             half, index, *rest = key.removeprefix("taesd_").split(".")
             state[f"{half}.layers.{'.'.join([str(int(index) - (half == 'decoder')), *rest])}"] = value.float()
-    model = AutoencoderTiny(latent_channels=16)
+    model = AutoencoderTiny(latent_channels=channels)
     model.load_state_dict(state)
     return model.eval().to(memory_format=torch.channels_last)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--channels", type=int, default=16, choices=list(LAYOUTS), help="latent channels")
     parser.add_argument("--encoder-steps", type=int, default=10000, help="steps after which the encoder is frozen")
     parser.add_argument("--steps", type=int, default=13000, help="steps in all")
     parser.add_argument("--batch", type=int, default=12)

@@ -39,7 +39,7 @@ def _paint_pool(number: int, seed: int) -> tuple[torch.Tensor, dict[str, torch.T
 
 def _autoencode(pictures: torch.Tensor) -> torch.Tensor:
     """The same pictures after a trip through the autoencoder."""
-    model = autoencoder.load()
+    model = autoencoder.load(16)
     parts = [decode(model, encode(model, part.float() / 255)) for part in pictures.split(50)]
     return (torch.cat(parts) * 255).round().byte()
 
@@ -90,7 +90,7 @@ def train(args) -> None:
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
     pictures, classes = _paint_pool(args.pool, args.seed)
-    if autoencoder.FILE.exists():
+    if autoencoder.LAYOUTS[16].file.exists():
         part = slice(0, args.pool // 3)
         pictures = torch.cat([pictures, _autoencode(pictures[part])])
         classes = {k: torch.cat([v, v[part]]) for k, v in classes.items()}

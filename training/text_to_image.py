@@ -31,14 +31,13 @@ from ._run import (
     save_checkpoint,
     save_weights,
 )
-from .landscapes.grammar import caption
-from .latents import build_pool, load_pool, pool_scene
+from .captions import PoolCaptions
+from .latents import build_pool, load_pool
 
 MODEL_FILE = MINIATURES / "landscapes_flow.safetensors"
 CAPTIONS_FILE = MINIATURES / "landscapes_captions.safetensors"
 CHECKPOINT = WORK / "text_to_image.pt"
 SAVE_SECONDS = 120
-DROPOUT = 0.1  # share of empty captions: the unconditional that guidance needs
 SIZES = (64, 128)
 
 
@@ -100,24 +99,6 @@ def export(state: dict[str, torch.Tensor]) -> None:
         save_weights(path, {k.removeprefix(part): v for k, v in state.items() if k.startswith(part)})
 
 
-class _Captions:
-    """Fresh captions for pool indices, as token numbers."""
-
-    def __init__(self, model: TextToImage, number: int, seed: int):
-        self.tokenizer = model.captions.tokenizer
-        self.scenes = [pool_scene(index, seed)[0] for index in range(number)]
-
-    def tokens(self, indices, rng: np.random.Generator) -> torch.Tensor:
-        rows = []
-        for index in indices:
-            text = "" if rng.random() < DROPOUT else caption(self.scenes[index], rng)
-            row = self.tokenizer.encode(text)
-            if rng.random() < 0.02 and text:  # users write words that it does not know
-                row[1 + int(rng.integers(len(row) - 1))] = self.tokenizer.unknown
-            rows.append(row)
-        return torch.tensor(rows)
-
-
 def _size(step: int, small_steps: int) -> int:
     return 64 if step < small_steps or step % 6 == 0 else 128
 
@@ -147,7 +128,7 @@ def train(args) -> None:
         optimiser.load_state_dict(state["optimiser"])
         average.state = {k: v.to(device) for k, v in state["average"].items()}
     pools = {}
-    captions = _Captions(model, args.pool, args.seed)
+    captions = PoolCaptions(args.pool, args.seed)
     progress, saved = Progress(args.steps, step), time.monotonic()
     while step < args.steps:
         size = _size(step, args.small_steps)

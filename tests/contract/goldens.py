@@ -4,6 +4,8 @@ Every function in :data:`SECTIONS` returns ``{name: list of floats | JSON value}
 deterministic: analytic model, CPU, float32, drawn noise only where the noise itself is the question.
 """
 
+import copy
+import hashlib
 import math
 
 import comfy.model_base
@@ -11,8 +13,11 @@ import comfy.model_sampling
 import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
+import comfy.sd
+import comfy.taesd.taesd
+import comfy.utils
 import torch
-from toy import condition, toy_model
+from toy import UNET, condition, fill, toy_model, toy_unet
 
 SCHEDULERS = (
     "simple",
@@ -262,7 +267,192 @@ def graph_builder() -> dict:
     }
 
 
-SECTIONS = (sigma_tables, prediction_types, guidance, wrappers, noise, runs, graph_builder)
+# --- networks -------------------------------------------------------------------------------------------------------
+
+#: {name: options of the host's UNet beside those of `toy.UNET`}.
+UNETS = {
+    "plain": {},
+    "heads": {"num_heads": 4, "num_head_channels": -1, "transformer_depth_middle": 2},
+    "linear_vector": {"use_linear_in_transformer": True, "num_classes": "sequential", "adm_in_channels": 20},
+    "no_middle_transformer": {"transformer_depth_middle": -1},
+    "no_middle": {"transformer_depth_middle": -2},
+    "pooled": {"conv_resample": False},
+}
+
+
+def _run_unet(network, options: dict, control=None, size=(6, 5), **inputs) -> torch.Tensor:
+    return network(
+        _fixed((2, 4, *size)).double(), torch.tensor([700.0, 30.5]), context=_fixed((2, 3, 12), 1.0).double(),
+        control=control, transformer_options=options, **inputs,
+    )  # fmt: skip
+
+
+def unets() -> dict:
+    """What the host's UNet computes, and where controls go."""
+    out = {}
+    for name, changes in UNETS.items():
+        network = toy_unet(**changes)
+        inputs = {"y": _fixed((2, 20), 2.0).double()} if "adm_in_channels" in changes else {}
+        sizes = [(6, 4)] if name == "pooled" else [(6, 4), (7, 5)]
+        for size in sizes:
+            out[f"unet/{name}/{size[0]}x{size[1]}"] = _floats(_run_unet(network, {}, size=size, **inputs))
+    shapes = [(32, 6, 5), (32, 6, 5), (32, 3, 3), (64, 3, 3)]  # of what the four input blocks yield
+    control = {
+        "input": [_fixed((2, *shape), 3.0) for shape in reversed(shapes)],
+        "middle": [_fixed((2, 64, 3, 3), 4.0)],
+        "output": [_fixed((2, 7, 3, 3)), None, *[_fixed((2, *shape), 5.0) for shape in shapes[2:]]],
+    }
+    out["unet/control"] = _floats(_run_unet(toy_unet(), {}, control))
+    out["unet/control/left"] = {part: len(rest) for part, rest in control.items()}
+    return out
+
+
+def unet_patches() -> dict:
+    """Which patches run where and in which order, what they are given, and that what they return is used."""
+    trace: list[str] = []
+    keys: dict[str, list[str]] = {}
+
+    def note(name, options, *tensors):
+        keys[name] = sorted(str(key) for key in options)
+        place = [options.get(key) for key in ("block", "transformer_index", "block_index", "activations_shape")]
+        trace.append(f"{name} {place} {[list(t.shape) for t in tensors]}")
+
+    def features(name, factor):
+        def patch(h, options):
+            note(name, options, h)
+            return h * factor
+
+        return patch
+
+    def attended(name):
+        def patch(n, context, value, options):
+            note(name, options, n, context, value)
+            return n * 0.9, context * 1.1, value * 0.8
+
+        return patch
+
+    def replaced(name):
+        def patch(q, k, v, options):
+            note(name, options, q, k, v)
+            return q * 0.5 + k.mean(1, keepdim=True) + v.mean(1, keepdim=True)
+
+        return patch
+
+    def output_block(h, skip, options):
+        note("output_block_patch", options, h, skip)
+        return h * 0.95, skip * 1.05
+
+    def embedding(emb, width, options):
+        note(f"emb_patch {width}", options, emb)
+        return emb * 1.2
+
+    names = ("attn1_output_patch", "attn2_output_patch", "middle_patch", "input_block_patch",
+             "input_block_patch_after_skip")  # fmt: skip
+    patches = {name: [features(name, 1 + 0.02 * i), features(f"second {name}", 0.99)] for i, name in enumerate(names)}
+    patches.update(
+        attn1_patch=[attended("attn1_patch")], attn2_patch=[attended("attn2_patch")],
+        output_block_patch=[output_block], emb_patch=[embedding],
+    )  # fmt: skip
+    replacements = {
+        "attn1": {("input", 3): replaced("attn1 block"), ("middle", 0, 0): replaced("attn1 one")},
+        "attn2": {("input", 3, 1): replaced("attn2 one"), ("output", 1): replaced("attn2 block")},
+    }
+    options = {"patches": patches, "patches_replace": replacements, "mine": 1}
+    out = {"unet/patches": _floats(_run_unet(toy_unet(), options))}
+    out["unet/patches/trace"] = trace
+    out.update({f"unet/patches/options/{name}": given for name, given in keys.items()})
+    out["unet/options_after"] = {key: value for key, value in options.items() if not key.startswith("patches")}
+    after: list[list[str]] = []
+
+    def after_middle(args):
+        after.append(sorted(args))
+        return {"h": args["h"] * 0.7}
+
+    out["unet/middle_after"] = _floats(_run_unet(toy_unet(), {"patches": {"middle_block_after_patch": [after_middle]}}))
+    out["unet/middle_after/arguments"] = after
+    return out
+
+
+class _Halve(torch.nn.Module):
+    def forward(self, x):
+        return x / 2
+
+
+def unet_extensions() -> dict:
+    """Attention overrides, wrappers around the network, and blocks that a pack puts together anew."""
+    out: dict = {}
+    seen: list = []
+
+    def override(attention, *args, **kwargs):
+        seen.append([[list(a.shape) if torch.is_tensor(a) else a for a in args], sorted(kwargs)])
+        return attention(*args, **kwargs) * 0.5
+
+    def wrapper(executor, *args, **kwargs):
+        kinds = [type(a).__name__ for a in args]
+        out["unet/wrapper/given"] = [type(executor.class_obj).__name__, kinds, sorted(kwargs)]
+        return executor(*args, **kwargs) + 1.0
+
+    def handler(layer, x, emb, context, options, *others):
+        size = [list(o) if isinstance(o, torch.Size) else o for o in others]
+        out["unet/handler/given"] = [list(x.shape), list(emb.shape), list(context.shape), list(options["block"]), size]
+        return layer(x) * 0.9
+
+    network = toy_unet()
+    out["unet/override"] = _floats(_run_unet(network, {"optimized_attention_override": override}))
+    out["unet/override/given"] = seen
+    options: dict = {}
+    kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+    comfy.patcher_extension.add_wrapper_with_key(kind, "contract", wrapper, options)
+    out["unet/wrapper"] = _floats(_run_unet(network, options))
+    rebuilt = copy.copy(network)
+    rebuilt._modules = dict(network._modules)
+    blocks = list(network.output_blocks)
+    blocks[1] = type(blocks[1])(*blocks[1], _Halve())
+    rebuilt.output_blocks = torch.nn.ModuleList(blocks)
+    rebuilt.middle_block = type(network.middle_block)(_Halve())
+    out["unet/rebuilt"] = _floats(_run_unet(rebuilt, {}))
+    patches = {"forward_timestep_embed_patch": [(_Halve, handler)]}
+    out["unet/handler"] = _floats(_run_unet(rebuilt, {"patches": patches}))
+    return out
+
+
+def diffusers_keys() -> dict:
+    """How many keys of diffusers' UNet the host knows for the layouts in use, and a digest of what it calls them."""
+    sd15 = {"num_res_blocks": [2] * 4, "channel_mult": [1, 2, 4, 4], "transformer_depth": [1] * 6 + [0] * 2,
+            "transformer_depth_output": [1] * 9 + [0] * 3, "transformer_depth_middle": 1}  # fmt: skip
+    three = {"num_res_blocks": [2] * 3, "channel_mult": [1, 2, 4]}
+    sdxl = {**three, "transformer_depth": [0, 0, 2, 2, 10, 10],
+            "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "transformer_depth_middle": 10}  # fmt: skip
+    module = {**three, "transformer_depth": [0, 0, 1, 1, 1, 1],
+              "transformer_depth_output": [0, 0, 0, 1, 1, 1, 1, 1, 1], "transformer_depth_middle": 1}  # fmt: skip
+    configs = {"sd15": sd15, "sdxl": sdxl, "one_more_step": module, "toy": UNET, "other": {"depth": 2}}
+    out = {}
+    for name, config in configs.items():
+        names = comfy.utils.unet_to_diffusers(config)
+        digest = hashlib.sha256(repr(sorted(names.items())).encode()).hexdigest()
+        out[f"unet_to_diffusers/{name}"] = [len(names), digest]
+    return out
+
+
+def autoencoder() -> dict:
+    """A VAE of TAESD's layout with the four channels and the scale of Stable Diffusion 1."""
+    network = comfy.taesd.taesd.TAESD(latent_channels=4)
+    fill(network)
+    weights = {**network.state_dict(), "vae_scale": torch.tensor(0.18215), "vae_shift": torch.tensor(0.0)}
+    vae = comfy.sd.VAE(sd=weights, dtype=torch.float32)
+    pictures = _fixed((1, 16, 24, 3)) / 4 + 0.5
+    latents = vae.encode(pictures)
+    return {
+        "vae/taesd4/channels": [vae.latent_channels, vae.downscale_ratio],
+        "vae/taesd4/encode": _floats(latents),
+        "vae/taesd4/decode": _floats(vae.decode(latents)[0, ::4]),
+    }
+
+
+SECTIONS = (
+    sigma_tables, prediction_types, guidance, wrappers, noise, runs, graph_builder, unets, unet_patches,
+    unet_extensions, diffusers_keys, autoencoder,
+)  # fmt: skip
 
 
 def compute() -> tuple[dict, dict[str, str]]:

@@ -231,7 +231,7 @@ def test_the_contract_covers_every_stand_in():
     [
         ("import comfy.samplers\ncomfy.samplers.no_such_thing()", "comfy.samplers.no_such_thing"),
         ("import comfy.samplers as s\ndef f(): return s.nothing.at.all", "comfy.samplers.nothing.at.all"),
-        ("from comfy.ldm.modules import attention", "comfy.ldm.modules.attention"),
+        ("from comfy.ldm.modules import distributions", "comfy.ldm.modules.distributions"),
         ("from comfy_api.latest import io\nx = io.Fancy.Input('a')", "comfy_api.latest.io.Fancy.Input"),
         ("import comfy\ndef f():\n    return getattr(comfy, 'secret')", "comfy.secret"),
     ],

@@ -7,6 +7,8 @@ flow models), with v = a^2 s^2 + sigma^2 and y = x - a c, the posterior mean is
     E[x0 | x] = c + (a s^2 y + sigma^2 m tanh(a m y / v)) / v.
 """
 
+import math
+
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_patcher
@@ -64,3 +66,36 @@ def toy_model(flow: bool):
 def condition(center: float) -> list:
     """CONDITIONING whose centre is ``center``."""
     return [[torch.full((1, 2, 4), center), {}]]
+
+
+UNET = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "use_spatial_transformer": True, "legacy": False,
+    "model_channels": 32, "num_res_blocks": [1, 1], "channel_mult": [1, 2], "transformer_depth": [0, 2],
+    "transformer_depth_output": [0, 0, 2, 2], "transformer_depth_middle": 1, "context_dim": 12,
+    "num_head_channels": 16, "num_heads": -1,
+}  # fmt: skip
+
+
+def toy_unet(**changes) -> torch.nn.Module:
+    """The host's own UNet, small, with weights from a formula, in float64: hosts sum in different orders."""
+    network = comfy.model_base.BaseModel(_UNetConfig({**UNET, **changes}), device=torch.device("cpu")).diffusion_model
+    fill(network)
+    return network.double().eval()
+
+
+class _UNetConfig(comfy.supported_models_base.BASE):
+    unet_extra_config: dict = {}
+    optimizations: dict = {}
+
+
+def fill(network: torch.nn.Module) -> None:
+    """Give every weight fixed values: sines, as large as keeps the features near 1."""
+    weights = {}
+    for number, (key, value) in enumerate(sorted(network.state_dict().items())):
+        count = torch.arange(value.numel(), dtype=torch.float64)
+        wave = torch.sin(12.9898 * count * (1 + 0.01 * number) + number).float().reshape(value.shape)
+        if value.ndim < 2:
+            weights[key] = 0.1 * wave + (1.0 if key.endswith("weight") else 0.0)
+        else:
+            weights[key] = wave * math.sqrt(2 / value[0].numel())
+    network.load_state_dict(weights)

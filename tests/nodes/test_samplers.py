@@ -7,6 +7,8 @@ import host_models
 import pytest
 import torch
 from exact_models import PATHS, gaussian_flow_map
+from trajectory.nodes.solvers import sampler_recipe
+from trajectory.samplers.dpm_solver import sample_dpm_solver
 
 # node id, inputs that differ from the defaults, distance to the exact solution that STEPS steps may leave (first order:
 # more), or None for a sampler that adds fresh noise
@@ -55,6 +57,11 @@ SAMPLERS = {
     "interpolant-heun": ("TrajectoryInterpolantSampler", {"integrator": "heun"}, None),
     "mr-ode": ("TrajectoryMRSampler", {}, 0.04),
     "mr-sde": ("TrajectoryMRSampler", {"equation": "sde"}, None),
+    "oms-wrap": (
+        "TrajectoryOMSSamplerWrap",
+        {"sampler": sampler_recipe(sample_dpm_solver), "start": {"samples": torch.zeros(1)}}, 0.04,
+    ),
+    "prior-noise": ("TrajectoryPriorNoiseInjection", {"sampler": sampler_recipe(sample_dpm_solver)}, None),
 }
 KINDS = ("eps", "v", "edm", "flow")
 SCHEDULERS = {"eps": "karras", "v": "karras", "edm": "karras", "flow": "simple"}
@@ -73,7 +80,7 @@ def recipe(request, host):
 def build(host, node_id, inputs):
     """The SAMPLER that a node returns, its other inputs at their defaults."""
     cls = host.node_table[node_id]
-    defaults = {i.id: i.default for i in cls.GET_SCHEMA().inputs}
+    defaults = {i.id: getattr(i, "default", None) for i in cls.GET_SCHEMA().inputs}
     return cls.execute(**{**defaults, **inputs}).args[0]
 
 

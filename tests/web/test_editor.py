@@ -90,6 +90,14 @@ def test_the_example_opens_from_the_template_list(editor):
     card = page.get_by_text(FIRST_EXAMPLE, exact=True).first
     if not card.is_visible():  # the older browser lists the core's templates first and the packs' by their name
         page.get_by_text("trajectory", exact=True).first.click(timeout=15_000)
+    shown = page.get_by_text(EXAMPLES[0].stem, exact=True).first
+    shown.wait_for(timeout=15_000)
+    shown.hover()
+    for _ in range(30):  # the list makes its cards as it is scrolled
+        if card.is_visible():
+            break
+        page.mouse.wheel(0, 400)
+        page.wait_for_timeout(100)
     card.click(timeout=15_000)
     wanted = sorted(node["type"] for node in example(FIRST_EXAMPLE)["nodes"])
     page.wait_for_function("count => app.graph._nodes.length === count", arg=len(wanted), timeout=20_000)

@@ -11,6 +11,8 @@ import re
 import torch
 from torch import nn
 
+from comfy._layers import optimized_attention, timestep_features
+
 _HEAD_WIDTH = 64  # fixed in this class of models: heads = blocks = width / 64
 _TIME_FEATURES = 256
 
@@ -89,17 +91,6 @@ def unet_config(state_dict):
 # --- the network -----------------------------------------------------------------------------------------------------
 
 
-def optimized_attention(q, k, v, heads, mask=None, attn_precision=None, skip_reshape=False, skip_output_reshape=False,
-                        **kwargs):
-    """Attention over [B, L, heads D], or over [B, heads, L, D] with `skip_reshape`."""
-    if not skip_reshape:
-        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
-    if mask is not None and mask.ndim < 4:
-        mask = mask.reshape((1,) * (3 - mask.ndim) + tuple(mask.shape)).unsqueeze(1)
-    out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return out if skip_output_reshape else out.transpose(1, 2).flatten(2)
-
-
 def _layer_norm(width):
     return nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
 
@@ -117,14 +108,6 @@ class _Embedder(nn.Module):
 
     def forward(self, x):
         return self.mlp(x)
-
-
-def _time_features(timesteps, dtype):
-    """Cosines and sines of the timesteps [B] at 128 frequencies from 1 down to 1/10000."""
-    half = _TIME_FEATURES // 2
-    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
-    angles = timesteps[:, None].float() * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype)
 
 
 class _PatchEmbed(nn.Module):
@@ -200,11 +183,7 @@ class JointBlock(nn.Module):
         image, image_modulation = self.x_block.pre_attention(x, c)
         q, k, v = (torch.cat(pair, dim=1) for pair in zip(text, image, strict=True))
         heads = self.x_block.attn.num_heads
-        if "optimized_attention_override" in options:
-            attention = options["optimized_attention_override"](
-                optimized_attention, q, k, v, heads=heads, transformer_options=options)
-        else:
-            attention = optimized_attention(q, k, v, heads=heads)
+        attention = optimized_attention(q, k, v, heads=heads, transformer_options=options)
         x = self.x_block.post_attention(attention[:, context.shape[1]:], x, *image_modulation)
         if self.context_block.pre_only:
             return None, x
@@ -222,7 +201,7 @@ class _FinalLayer(nn.Module):
         return self.linear(_modulate(self.norm_final(x), *self.adaLN_modulation(c).chunk(2, dim=1)))
 
 
-class MMDiT(nn.Module):
+class OpenAISignatureMMDITWrapper(nn.Module):
     """Network of a `unet_config`, made without weights: load a whole state dict with `assign=True`."""
 
     def __init__(self, in_channels, out_channels, patch_size, depth, adm_in_channels, context_size, num_patches,
@@ -259,7 +238,7 @@ class MMDiT(nn.Module):
         x = nn.functional.pad(x, (0, -width % size, 0, -height % size), mode="circular")
         rows, columns = x.shape[-2] // size, x.shape[-1] // size
         tokens = self.x_embedder.proj(x).flatten(2).transpose(1, 2) + self._positions(rows, columns)
-        vector = self.t_embedder(_time_features(timesteps, x.dtype))
+        vector = self.t_embedder(timestep_features(timesteps, _TIME_FEATURES).to(x.dtype))
         if y is not None:
             vector = vector + self.y_embedder(y)
         tokens = self._run_blocks(tokens, self.context_embedder(context), vector, transformer_options)

@@ -7,6 +7,7 @@ from enum import Enum
 import torch
 
 import comfy._mmdit
+import comfy._unet
 import comfy.conds
 import comfy.latent_formats
 import comfy.model_management
@@ -58,6 +59,8 @@ def _cast(value, dtype, device):
 class BaseModel(torch.nn.Module):
     """A diffusion or flow network `diffusion_model(x, timesteps, context=, ...)` wrapped into x0 prediction."""
 
+    _network = comfy._unet.UNetModel
+
     def __init__(self, model_config, model_type=ModelType.EPS, device=None):
         super().__init__()
         self.model_config = model_config
@@ -66,14 +69,11 @@ class BaseModel(torch.nn.Module):
         self.device = device
         self.current_patcher = None
         if not model_config.unet_config.get("disable_unet_model_creation", False):
-            self.diffusion_model = self._make_network(device=device, **model_config.unet_config)
+            self.diffusion_model = self._network(device=device, **model_config.unet_config)
         self.model_type = model_type
         self.model_sampling = model_sampling(model_config, model_type)
         self.adm_channels = model_config.unet_config.get("adm_in_channels") or 0
         self.memory_usage_factor = model_config.memory_usage_factor
-
-    def _make_network(self, **options):
-        raise NotImplementedError(f"{type(self).__name__} has no network; set `disable_unet_model_creation`.")
 
     def apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options: Mapping = {},
                     **kwargs):
@@ -134,7 +134,9 @@ class BaseModel(torch.nn.Module):
     def load_model_weights(self, sd, unet_prefix=""):
         """Load the network's weights, taking them out of `sd`. Raises RuntimeError for missing or unknown keys."""
         weights = {key[len(unet_prefix):]: sd.pop(key) for key in list(sd) if key.startswith(unet_prefix)}
-        self.diffusion_model.load_state_dict(self.model_config.process_unet_state_dict(weights), assign=True)
+        network = self.diffusion_model
+        made_without_tensors = any(weight.is_meta for weight in network.parameters())
+        network.load_state_dict(self.model_config.process_unet_state_dict(weights), assign=made_without_tensors)
         return self
 
     def process_latent_in(self, latent):
@@ -159,11 +161,10 @@ class BaseModel(torch.nn.Module):
 class SD3(BaseModel):
     """Stable Diffusion 3's class: an MMDiT on pooled and token embeddings of the text."""
 
+    _network = comfy._mmdit.OpenAISignatureMMDITWrapper
+
     def __init__(self, model_config, model_type=ModelType.FLOW, device=None):
         super().__init__(model_config, model_type, device=device)
-
-    def _make_network(self, **options):
-        return comfy._mmdit.MMDiT(**options)
 
     def encode_adm(self, **kwargs):
         """The pooled text embedding."""

@@ -74,6 +74,69 @@ def weight_dtype(sd, prefix=""):
     return max(counts, key=counts.get) if counts else None
 
 
+# diffusers' names of layers against the host's, for `unet_to_diffusers`
+_DIFFUSERS_RESIDUAL = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
+                       "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
+_DIFFUSERS_ENDS = {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
+                   "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+                   "class_embedding.linear_1": "label_emb.0.0", "class_embedding.linear_2": "label_emb.0.2",
+                   "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
+_TRANSFORMER_LAYERS = ("norm1", "norm2", "norm3", "attn1.to_out.0", "attn2.to_out.0", "ff.net.0.proj", "ff.net.2")
+_TRANSFORMER_PROJECTIONS = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn2.to_q", "attn2.to_k", "attn2.to_v")
+
+
+def unet_to_diffusers(unet_config):
+    """{key in diffusers' UNet2DConditionModel: key in the host's UNetModel} of every weight that either may have.
+
+    Empty for a configuration that is not of a UNet.
+    """
+    if "num_res_blocks" not in unet_config:
+        return {}
+    residuals, levels = unet_config["num_res_blocks"], len(unet_config["channel_mult"])
+    depths, depths_up = list(unet_config["transformer_depth"]), list(unet_config["transformer_depth_output"])
+    keys = {}
+
+    def layer(diffusers, host, ends=("weight", "bias")):
+        keys.update({f"{diffusers}.{end}": f"{host}.{end}" for end in ends})
+
+    def residual(diffusers, host):
+        for theirs, ours in _DIFFUSERS_RESIDUAL.items():
+            layer(f"{diffusers}.{theirs}", f"{host}.{ours}")
+
+    def transformer(diffusers, host, depth):
+        for name in ("norm", "proj_in", "proj_out"):
+            layer(f"{diffusers}.{name}", f"{host}.{name}")
+        for block in (f"transformer_blocks.{t}" for t in range(depth)):
+            for name in _TRANSFORMER_LAYERS:
+                layer(f"{diffusers}.{block}.{name}", f"{host}.{block}.{name}")
+            for name in _TRANSFORMER_PROJECTIONS:
+                layer(f"{diffusers}.{block}.{name}", f"{host}.{block}.{name}", ends=("weight",))
+
+    for theirs, ours in _DIFFUSERS_ENDS.items():
+        layer(theirs, ours)
+    for level in range(levels):
+        start = 1 + (residuals[level] + 1) * level
+        for i in range(residuals[level]):
+            residual(f"down_blocks.{level}.resnets.{i}", f"input_blocks.{start + i}.0")
+            depth = depths.pop(0)
+            if depth > 0:
+                transformer(f"down_blocks.{level}.attentions.{i}", f"input_blocks.{start + i}.1", depth)
+        layer(f"down_blocks.{level}.downsamplers.0.conv", f"input_blocks.{start + residuals[level]}.0.op")
+    residual("mid_block.resnets.0", "middle_block.0")
+    transformer("mid_block.attentions.0", "middle_block.1", unet_config["transformer_depth_middle"])
+    residual("mid_block.resnets.1", "middle_block.2")
+    for level, count in enumerate(reversed(residuals)):
+        for i in range(count + 1):
+            block = f"output_blocks.{(count + 1) * level + i}"
+            residual(f"up_blocks.{level}.resnets.{i}", f"{block}.0")
+            depth = depths_up.pop()
+            if depth > 0:
+                transformer(f"up_blocks.{level}.attentions.{i}", f"{block}.1", depth)
+            if i == count:
+                layer(f"up_blocks.{level}.upsamplers.0.conv", f"{block}.{2 if depth > 0 else 1}.conv")
+    return keys
+
+
 def get_attr(obj, attr):
     """Attribute by dotted path."""
     for name in attr.split("."):

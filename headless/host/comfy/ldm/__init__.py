@@ -1,0 +1,1 @@
+"""Networks. Of these only what packs import is public here."""
