@@ -1,5 +1,7 @@
 """Prior noise injection of Faster Diffusion (Li et al., NeurIPS 2024, arXiv 2312.09608, Section 3.4)."""
 
+import torch
+
 from .key_steps import TOLERANCE
 from .model import schedule_of
 from .paths import FLOW
@@ -11,11 +13,11 @@ class PriorNoise:
         z_t <- z_t + strength z_T   for t below `below`, once at each sigma of the schedule,
 
     z the state of unit variance: x / sqrt(1 + sigma^2) for VE, x for flow models. It is added to the sampler's own
-    tensor, so that the step which follows starts from it, too.
+    tensor, so that the step which follows starts from it, too. The model gets states of `dtype`.
     """
 
-    def __init__(self, model, x, sigmas, strength, below):
-        self._model, self._strength, self._below = model, strength, below
+    def __init__(self, model, x, sigmas, strength, below, dtype):
+        self._model, self._strength, self._below, self._dtype = model, strength, below, dtype
         self._schedule = schedule_of(model)
         self._waiting = set(sigmas.tolist())
         self._prior = x / self._scale(float(sigmas[0]))
@@ -29,7 +31,7 @@ class PriorNoise:
         self._waiting -= reached
         if reached and level > 0 and self._time(level) < self._below:  # sigma 0 has no time
             x += (self._strength * self._scale(level)) * self._prior.to(x)
-        return self._model(x, sigma, *args, **kwargs)
+        return self._model(x.to(self._dtype), sigma, *args, **kwargs).to(x.dtype)
 
     def _scale(self, sigma):
         return 1.0 if self._schedule.path is FLOW else (1 + sigma**2) ** 0.5
@@ -45,6 +47,9 @@ def with_prior_noise(sampler_function, strength, below):
     def sample(model, x, sigmas, *args, **kwargs):
         if not x.numel() or len(sigmas) < 2:
             return x  # nothing to step
-        return sampler_function(PriorNoise(model, x, sigmas, strength, below), x, sigmas, *args, **kwargs)
+        # float32 at least: half precision would round away what is added, and a sampler may step from a copy of it
+        state = x.to(torch.promote_types(x.dtype, torch.float32))
+        noisy = PriorNoise(model, state, sigmas, strength, below, x.dtype)
+        return sampler_function(noisy, state, sigmas, *args, **kwargs).to(x.dtype)
 
     return sample
