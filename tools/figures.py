@@ -10,12 +10,16 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import figures_composition
+import figures_operators
+import figures_steering
 import numpy as np
 import torch
-from examples import EXAMPLES, Graph, negative_prompt
-from PIL import Image, ImageDraw, ImageFont
-from studio import Studio, example
-from trajectory.charts import PAPER, line_chart, wrapped
+from drawing import WIDTH, chart, painted, sheet, studio
+from examples import EXAMPLES, negative_prompt
+from graphs import Graph
+from PIL import Image
+from studio import example
 from trajectory.headless import runtime
 from trajectory.samplers import schedules, time_shift
 from trajectory.samplers.angular import plan_angular
@@ -39,48 +43,9 @@ sys.path.append(str(ROOT / "tests" / "support"))
 import host_models  # noqa: E402
 from exact_models import MEAN, STD, two_modes  # noqa: E402
 
-WIDTH, HEIGHT = 800, 460
-GAP, LETTERS = 8, 15
 CALLS = "network calls"
 ERROR = "distance to the exact result"
 EXACT = two_modes(VE)
-
-
-# --- pictures
-
-
-def chart(series, title, x_label, y_label, **options):
-    """A line chart as a picture with a palette, which is saved as PNG."""
-    drawn = line_chart(series, title, x_label, y_label, size=(WIDTH, HEIGHT), **options)
-    return drawn.quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-
-
-def sheet(rows):
-    """Rows of equally many (picture, label), the label printed below its picture, as an RGB picture."""
-    edge = (WIDTH + GAP) // len(rows[0]) - GAP
-    line, font = LETTERS + 4, ImageFont.load_default(LETTERS)
-    rows = [[(picture, wrapped(label, LETTERS, edge - GAP)) for picture, label in row] for row in rows]
-    heights = [edge + GAP + line * max(len(lines) for _, lines in row) for row in rows]
-    paper = Image.new("RGB", (WIDTH, sum(heights)), PAPER)
-    pen, top = ImageDraw.Draw(paper), 0
-    for row, height in zip(rows, heights, strict=True):
-        for column, (picture, lines) in enumerate(row):
-            left = column * (edge + GAP)
-            paper.paste(picture.resize((edge, edge), Image.Resampling.LANCZOS), (left, top))
-            for i, text in enumerate(lines):
-                pen.text((left + edge / 2, top + edge + 4 + line * i), text, "black", font, "ma")
-        top += height
-    return paper
-
-
-@functools.cache
-def studio():
-    return Studio()
-
-
-def painted(name, settings):
-    """Pictures of the node "Picture" of an example with {"Node title.input": value} changed."""
-    return studio().pictures(example(name), settings)["Picture"]
 
 
 # --- problems with exact answers
@@ -529,6 +494,9 @@ FIGURES = {
     "TrajectoryFasterDiffusion": faster_diffusion,
     "TrajectoryFasterDiffusionDiT": faster_diffusion_dit,
     "TrajectoryPriorNoiseInjection": prior_noise_injection,
+    **figures_operators.FIGURES,
+    **figures_steering.FIGURES,
+    **figures_composition.FIGURES,
 }
 
 

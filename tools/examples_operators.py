@@ -1,0 +1,3 @@
+"""The examples of operators and measurements."""
+
+EXAMPLES = {}

@@ -1,0 +1,3 @@
+"""The examples of FlowChef and its losses."""
+
+EXAMPLES = {}

@@ -1,0 +1,3 @@
+"""The pictures of the help pages of SuperDiff."""
+
+FIGURES = {}
