@@ -43,13 +43,12 @@ class Painter:
         ])  # fmt: skip
 
     def paint(self, captions, *, size=128, steps=20, cfg=2.0, seed=0, negatives=None, model=None, sampler=None,
-              scheduler="simple", starts=None, indices=None) -> torch.Tensor:
+              scheduler="simple", starts=None, masks=None, indices=None) -> torch.Tensor:
         """A picture for each caption: [B, size, size, 3] in 0..1.
 
-        `negatives` are texts (empty by default), `starts` latents [B, C, h, w] to begin from in place of empty ones;
-        `model` a patched clone; `sampler` a SAMPLER or a name of the host's,
-        the Angular Sampler unless given. `indices` number the pictures for
-        their noise, from 0 unless given.
+        `negatives` are texts (empty by default), `starts` latents [B, C, h, w] to begin from in place of empty ones,
+        `masks` [B, 1, H, W] their noise masks; `model` a patched clone; `sampler` a SAMPLER or a name of the host's,
+        the Angular Sampler unless given. `indices` number the pictures for their noise, from 0 unless given.
         """
         import comfy.samplers
 
@@ -68,7 +67,9 @@ class Painter:
             guider = comfy.samplers.CFGGuider(model)
             guider.set_conds(*(self.conditioning([texts[k] for k in chosen]) for texts in (captions, negatives)))
             guider.set_cfg(cfg)
-            pictures.append(self.vae.decode(guider.sample(noise, start, sampler, sigmas, disable_pbar=True, seed=seed)))
+            mask = None if masks is None else masks[chosen]
+            made = guider.sample(noise, start, sampler, sigmas, denoise_mask=mask, disable_pbar=True, seed=seed)
+            pictures.append(self.vae.decode(made))
         return torch.cat(pictures)
 
 

@@ -13,7 +13,9 @@ logger = logging.getLogger("trajectory")
 
 FAMILIES = (
     "models", "solvers", "time_shift", "inversion", "schedules", "analysis", "denoising_mcmc",
-    "faster_diffusion", "nasa", "oms",
+    "faster_diffusion", "nasa", "oms", "operators", "operators_codec", "operators_imaging",
+    "measurements", "flowchef", "losses", "operators_vae",
+    "superdiff",
 )  # fmt: skip
 
 failures: dict[str, str] = {}

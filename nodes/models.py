@@ -94,6 +94,7 @@ _MINIATURES = {
     "landscapes (flow)": (load_flow, "landscapes_autoencoder"),
     "landscapes (eps)": (load_eps, "landscapes_autoencoder4"),
     "landscapes (few-step)": (partial(load_eps, "landscapes_few_step"), "landscapes_autoencoder4"),
+    "landscapes (open)": (partial(load_eps, "landscapes_open"), "landscapes_autoencoder4"),
 }
 
 
@@ -113,10 +114,11 @@ class TrajectoryLoadMiniature(io.ComfyNode):
                    tooltip="Which bundled model of illustrated landscapes, for 128x128 (and 64x64) pictures. "
                            "'landscapes (flow)': SD3's class, the best painter. 'landscapes (eps)': Stable "
                            "Diffusion's class, a UNet on 4-channel latents. 'landscapes (few-step)': the latter with "
-                           "its guidance distilled, for CFG 1. They know the words of its captions: a light "
-                           "(black night, blue night, dusk, dawn, blue day, white noon), a ground (green hills, snow, "
-                           "sea, desert), sun or moon, clouds, and one to three red, yellow, green, blue or white "
-                           "houses, trees, boats or balloons on the left, in the middle or on the right."),
+                           "its guidance distilled, for CFG 1. 'landscapes (open)': for which what a caption leaves "
+                           "out is open, not absent. They know the words of their captions: a light (black night, "
+                           "blue night, dusk, dawn, blue day, white noon), a ground (green hills, snow, sea, desert), "
+                           "sun or moon, clouds, and one to three red, yellow, green, blue or white houses, trees, "
+                           "boats or balloons on the left, in the middle or on the right."),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The diffusion model: connect to a sampler or guider."),

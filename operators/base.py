@@ -5,6 +5,8 @@ It has no noise and no state of a run. A subclass writes `forward`; where a clos
 derives, it writes that, too.
 """
 
+import functools
+import math
 from contextlib import contextmanager
 
 import torch
@@ -12,6 +14,8 @@ import torch
 POWER_ITERATIONS = 15
 CG_STEPS = 50
 CG_TOLERANCE = 1e-6
+KEPT = 8
+"""How many results of a method that is `kept` an operator holds."""
 
 
 @contextmanager
@@ -38,18 +42,42 @@ def inner(a, b, items):
     return products.view(items, *[1] * (a.ndim - 1)) if items == len(a) else products.view(*[1] * a.ndim)
 
 
+def folded(rows):
+    """Rows of numbers [B, n], each broken into the lines of a square picture [B, 1, H, W] that zeros fill up."""
+    edge = math.ceil(math.sqrt(rows.shape[1]))
+    return torch.nn.functional.pad(rows, (0, edge**2 - rows.shape[1])).view(len(rows), 1, edge, edge)
+
+
+def kept(method):
+    """The method of an operator, whose last KEPT results for hashable arguments stay with the operator."""
+    name = f"_results_of_{method.__name__}"
+
+    @functools.wraps(method)
+    def call(self, *arguments):
+        results = self.__dict__.setdefault(name, {})
+        if arguments not in results:
+            results[arguments] = method(self, *arguments)
+            if len(results) > KEPT:
+                del results[next(iter(results))]  # the oldest
+        return results[arguments]
+
+    return call
+
+
 class Operator:
     """A map A. Every method takes and returns float32 (float64 for float64 input) on the device of its argument.
 
     linear: whether At, pinv, prox and norm2 exist. gradient: "exact", "straight-through" (the rounding inside counts as
     the identity) or "none". space: "pixel", or "latent" for an operator that takes a VAE's latents. mixes_items:
-    whether an output item depends on several input items (frames of a video).
+    whether an output item depends on several input items (frames of a video). complex: whether it measures complex
+    numbers.
     """
 
     linear = True
     gradient = "exact"
     space = "pixel"
     mixes_items = False
+    complex = False
 
     def forward(self, x):
         """A of pictures x in working precision."""
@@ -75,8 +103,23 @@ class Operator:
         """Shape of the measurement of pictures of this shape."""
         return self.A(torch.zeros(shape)).shape
 
+    def preview(self, y):
+        """A measurement as pictures [N, 3, H, W] in 0..1: what is one as it is, all else by |y| over its maximum."""
+        if y.ndim == 4 and y.shape[1] in (1, 3) and not y.is_complex():
+            return working(y).clamp(0, 1).expand(-1, 3, -1, -1)
+        size = working(y.abs())
+        grey = size.mean(1, keepdim=True) if y.ndim == 4 else folded(size.flatten(1))
+        return (grey / grey.amax((1, 2, 3), keepdim=True).clamp_min(1e-12)).expand(-1, 3, -1, -1)
+
+    def visible(self, y):
+        """A measurement that somebody else made, without what this operator sees nothing of; most see all of it."""
+        return y
+
     def At(self, y, shape):
         """The adjoint: <A x, y> = <x, At y> for pictures of this shape, real part for complex y. Linear operators."""
+        if not self.linear:
+            raise ValueError(f"{type(self).__name__} is not linear, so it has no adjoint, and no inverse but where its "
+                             "own is written down")
         self.check(shape)
         return self.adjoint(working(y), torch.Size(shape))
 
@@ -92,15 +135,15 @@ class Operator:
 
     def norm2(self, shape):
         """Largest eigenvalue of At A for pictures of this shape, a float; by power iteration, kept for each shape."""
-        known = self.__dict__.setdefault("_norms", {})
-        key = tuple(shape if self.mixes_items else (1, *shape[1:]))
-        if key not in known:
-            v = torch.randn(key, generator=torch.Generator().manual_seed(0))
-            for _ in range(POWER_ITERATIONS):
-                v = v / v.norm()
-                v = self.At(self.A(v), key)
-            known[key] = float(v.norm())
-        return known[key]
+        return self._largest(tuple(shape if self.mixes_items else (1, *shape[1:])))
+
+    @kept
+    def _largest(self, shape):
+        v = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        for _ in range(POWER_ITERATIONS):
+            v = v / v.norm().clamp_min(torch.finfo(v.dtype).tiny)
+            v = self.At(self.A(v), shape)
+        return float(v.norm())
 
     def pinv(self, y, shape):
         """The smallest least-squares solution of A x = y, pictures of this shape; by conjugate gradients (CGLS)."""
@@ -111,7 +154,8 @@ class Operator:
         goal = CG_TOLERANCE**2 * square
         for _ in range(CG_STEPS):
             seen = self.A(direction)
-            step = square / inner(seen, seen, items).clamp_min(torch.finfo(x.dtype).tiny)
+            step = square / inner(seen, seen, items).view_as(square).clamp_min(torch.finfo(x.dtype).tiny)
+            step = step * (square > goal)  # an item that is done stays, so that it is as it would be alone
             x = x + step * direction
             residual = residual - step.view(-1, *[1] * (y.ndim - 1)) * seen
             gradient = self.At(residual, shape)
@@ -131,6 +175,7 @@ class Operator:
         for _ in range(CG_STEPS):
             image = direction + gamma * self.At(self.A(direction), x.shape)
             step = square / inner(direction, image, items).clamp_min(torch.finfo(x.dtype).tiny)
+            step = step * (square > goal)
             z, residual = z + step * direction, residual - step * image
             before, square = square, inner(residual, residual, items)
             if bool((square <= goal).all()):

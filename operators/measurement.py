@@ -9,6 +9,8 @@ from .base import Operator, gradients, working
 
 TRIAL = 0.1
 """Length of the trial move of a non-linear operator's line search, as a share of the picture's RMS."""
+DARKEST = 0.1
+"""RMS that the line search takes a picture to have at least, so that it finds its way out of black."""
 
 
 def rms(x):
@@ -16,12 +18,18 @@ def rms(x):
     return x.abs().square().flatten(1).mean(1).sqrt().view(-1, *[1] * (x.ndim - 1))
 
 
+def psnr(pictures, reference):
+    """Peak signal-to-noise ratio in dB of pictures with values in 0..1 over all of them, a float; 100 at most."""
+    error = float((working(pictures) - working(reference)).square().mean())
+    return -10 * math.log10(max(error, 1e-10))
+
+
 @dataclass(frozen=True)
 class Measurement:
     """y = A x + sigma n of unknown pictures x.
 
-    y: on the CPU, float32 or complex64. sigma: standard deviation of its noise, in units of y. shape: of x,
-    [B, C, H, W]; a single item stands for all items of a batch.
+    y: on the CPU, float32 or complex64. sigma: standard deviation of its noise, in units of y, 0 or more. shape: of x,
+    [B, C, H, W]; a single item stands for all items of a batch. Raises ValueError for another sigma.
     """
 
     operator: Operator
@@ -29,12 +37,17 @@ class Measurement:
     sigma: float
     shape: tuple[int, ...]
 
+    def __post_init__(self):
+        if not 0 <= self.sigma < math.inf:
+            raise ValueError(f"sigma_y is {self.sigma}; set it to the standard deviation of the noise, 0 for none")
+
     def check(self, shape):
         """Raise ValueError where pictures of this shape are not those that were measured."""
-        if tuple(shape[1:]) != tuple(self.shape[1:]) or len(self.y) not in (1, self._rows(shape)):
+        fits = shape[0] == self.shape[0] if self.operator.mixes_items else len(self.y) in (1, shape[0])
+        if tuple(shape[1:]) != tuple(self.shape[1:]) or not fits:
             raise ValueError(
-                f"measurement is of pictures {_size(self.shape)}, but they are {_size(shape)} here; measure a picture "
-                "of that size, or sample at the size of the measured one")
+                f"measurement is of pictures {size_of(self.shape)}, but they are {size_of(shape)} here; measure a "
+                "picture of that size, or sample at the size of the measured one")
 
     def _rows(self, shape):
         return self.operator.out_shape(shape)[0] if self.operator.mixes_items else shape[0]
@@ -60,17 +73,20 @@ class Measurement:
         self.check(x.shape)
         if self.operator.linear:
             residual = self.residual(x)
-            move = self.operator.At(residual, x.shape) / self.operator.norm2(x.shape)
+            move = self.operator.At(residual, x.shape)
+            move = move / (self.operator.norm2(x.shape) or 1.0)  # 0: the operator sees nothing, so nothing moves
         else:
             residual, move = self._line_search(x)
-        return self._beyond_noise(residual) * move
+        return self._beyond_noise(residual, x.ndim) * move
 
-    def _beyond_noise(self, residual):
+    def _beyond_noise(self, residual, rank):
+        """Share of the residual that is no noise, to broadcast with pictures of this rank."""
         if not self.sigma:
             return 1.0
-        level = rms(residual)
+        seen = self.operator.visible  # what is hidden tells nothing of the noise
+        level = rms(seen(residual)) / rms(seen(torch.ones_like(residual))).clamp_min(1e-12)
         share = (1 - self.sigma / level.clamp_min(1e-12)).clamp_min(0)
-        return share.mean() if self.operator.mixes_items else share.view(-1, 1, 1, 1)
+        return share.mean() if self.operator.mixes_items else share.view(-1, *[1] * (rank - 1))
 
     def _line_search(self, x):
         if self.operator.gradient == "none":
@@ -81,7 +97,7 @@ class Measurement:
             residual = self.residual(leaf)
             gradient, = torch.autograd.grad(residual.abs().square().sum() / 2, leaf)
         residual = residual.detach()
-        size = TRIAL * rms(x) / rms(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
+        size = TRIAL * rms(x).clamp_min(DARKEST) / rms(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
         with torch.no_grad():
             change = (self.residual(x - size * gradient) - residual).flatten(1)
         best = -torch.linalg.vecdot(change, residual.flatten(1)).real / change.abs().square().sum(1).clamp_min(1e-20)
@@ -89,10 +105,12 @@ class Measurement:
             best = best.mean().expand(len(x))
         return residual, size * best.clamp(0, 1 / TRIAL).view(-1, *[1] * (x.ndim - 1)) * gradient
 
-    def error(self, x):
-        """RMS of the residual over all of y, a float."""
-        return math.sqrt(float(self.residual(x).abs().square().mean()))
+    def picture_error(self, pictures):
+        """RMS of the residual of pixels [B, 3, H, W] over all of y, a float; also where the operator takes latents."""
+        seen = self.operator.observe(pictures)
+        return math.sqrt(float((seen - self.y.to(seen)).abs().square().mean()))
 
 
-def _size(shape):
-    return " x ".join(str(n) for n in shape[2:]) + f" with {shape[1]} channels (batch of {shape[0]})"
+def size_of(shape):
+    """The shape of pictures or latents [B, C, ..., H, W] in words, width first."""
+    return f"{shape[-1]} x {shape[-2]} with {shape[1]} channels (batch of {shape[0]})"

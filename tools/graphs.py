@@ -86,11 +86,12 @@ class Graph:
 
 def text_to_image(
     graph, positive=CAPTION, seed=4, cfg=2.0, steps=20, size=128, sampler=None, sigmas=None, patch=None, start=None,
-    miniature="landscapes (flow)",
+    miniature="landscapes (flow)", title="Picture",
 ):  # fmt: skip
     """The common trunk of the examples; returns its nodes by name.
 
-    `start`: called with the graph and its nodes so far for the node whose LATENT is sampled from.
+    `start`: called with the graph and its nodes so far for the node whose LATENT is sampled from. `title`: of the node
+    that saves the picture.
     """
     loader = graph.add("TrajectoryLoadMiniature", 0, model=miniature)
     model = (patch(graph, loader), 0) if patch else (loader, "MODEL")
@@ -112,7 +113,7 @@ def text_to_image(
         sigmas=(sigmas, 0), latent_image=(latent, 0),
     )  # fmt: skip
     picture = graph.add("VAEDecode", 3, samples=(run, 0), vae=(loader, "VAE"))
-    graph.add("SaveImage", 3, "Picture", images=(picture, 0), filename_prefix="landscape")
+    graph.add("SaveImage", 3, title, images=(picture, 0), filename_prefix="landscape")
     return {
         "loader": loader, "sampler": sampler, "sigmas": sigmas, "guider": guider, "noise": noise, "latent": latent,
         "run": run,

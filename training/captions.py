@@ -20,12 +20,14 @@ class PoolCaptions:
     """Words anew at every draw for the scenes of the first `number` pictures of a pool.
 
     `wrong_lights` is the share of captions that name another light than the picture has, as captions of the web do.
+    `keep` is the probability with which a caption states an attribute; `open_groups`: also a group of objects. Without
+    that, objects which a caption does not mention are not there.
     """
 
-    def __init__(self, number: int, seed: int, wrong_lights: float = 0.0):
+    def __init__(self, number: int, seed: int, wrong_lights: float = 0.0, keep: float = 0.93, open_groups=False):
         self.tokenizer = CaptionTokenizer()
         self.scenes = [pool_scene(index, seed)[0] for index in range(number)]
-        self.wrong_lights = wrong_lights
+        self.wrong_lights, self.keep, self.open_groups = wrong_lights, keep, open_groups
 
     def tokens(self, indices, rng: np.random.Generator) -> torch.Tensor:
         """Token numbers [B, 20] for the pictures at `indices`."""
@@ -36,7 +38,9 @@ class PoolCaptions:
             return self.tokenizer.encode("")
         if self.wrong_lights and rng.random() < self.wrong_lights:
             scene = replace(scene, light=LIGHTS[int(rng.integers(len(LIGHTS)))])
-        row = self.tokenizer.encode(caption(scene, rng))
+        if self.open_groups:
+            scene = replace(scene, groups=tuple(group for group in scene.groups if rng.random() < self.keep))
+        row = self.tokenizer.encode(caption(scene, rng, self.keep))
         if rng.random() < UNKNOWN:
             row[1 + int(rng.integers(len(row) - 1))] = self.tokenizer.unknown
         return row

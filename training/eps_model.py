@@ -107,9 +107,9 @@ def _learning_rate(step: int, args) -> float:
 class Batches:
     """Latents, noise, times and caption tokens of each step, a function of (seed, step) alone."""
 
-    def __init__(self, pool: int, seed: int):
+    def __init__(self, pool: int, seed: int, captions: PoolCaptions | None = None):
         self.number, self.seed = pool, seed
-        self.captions = PoolCaptions(pool, seed, WRONG_LIGHTS)
+        self.captions = captions or PoolCaptions(pool, seed, WRONG_LIGHTS)
         self.pools: dict[int, torch.Tensor] = {}
 
     def draw(self, step: int, size: int, batch: int) -> tuple[torch.Tensor, ...]:

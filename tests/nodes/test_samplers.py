@@ -61,6 +61,9 @@ SAMPLERS = {
         "TrajectoryOMSSamplerWrap",
         {"sampler": sampler_recipe(sample_dpm_solver), "start": {"samples": torch.zeros(1)}}, 0.04,
     ),
+    # without strength; what it steers is in test_flowchef.py
+    "flowchef": ("TrajectoryFlowChefSampler", {"strength": 0.0}, 0.15),
+    "flowchef-heun": ("TrajectoryFlowChefSampler", {"strength": 0.0, "solver": "heun"}, 0.04),
     "prior-noise": ("TrajectoryPriorNoiseInjection", {"sampler": sampler_recipe(sample_dpm_solver)}, None),
 }
 KINDS = ("eps", "v", "edm", "flow")
