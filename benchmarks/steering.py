@@ -4,8 +4,9 @@
 
 Inpainting: a painted scene, a mask of exactly the pixels of its first group of objects, and a caption that gives them
 another colour. Counted is what the checker sees of that group ("hole"), how often all of it is right ("whole"), and
-how often the caption is; the PSNR is that of what was not masked. Beside FlowChef stand the host's noise mask and a
-sampler that steers by the same residual but through a gradient of the network (as DPS does), in as many steps.
+how often the caption is; the PSNR is that of what was not masked. Beside FlowChef stand the host's noise mask, the same
+with all latent cells white that are partly hidden, and a sampler that steers by the same residual but through a
+gradient of the network (as DPS does), in as many steps.
 
 Super-resolution and deblurring: the captions are those of the painted scenes, of which a picture of a fourth of the
 size, or a blurred one, is known. The PSNR is that of the picture's own measurement, and of the picture itself.
@@ -121,6 +122,7 @@ class Bench:
 
         return {
             "noise mask": self.paint(scenes.repainted, lambda k: "euler", self.latents, scenes.holes),
+            "of whole cells": self.paint(scenes.repainted, lambda k: "euler", self.latents, 1 - known),
             "FlowChef": self.paint(
                 scenes.repainted,
                 lambda k: node("TrajectoryFlowChefSampler", mask=scenes.holes[k][:, 0], **INPAINTING), self.latents),
