@@ -15,7 +15,7 @@ FAMILIES = (
     "models", "solvers", "time_shift", "inversion", "schedules", "analysis", "denoising_mcmc",
     "faster_diffusion", "nasa", "oms", "operators", "operators_codec", "operators_imaging",
     "measurements", "flowchef", "losses", "operators_vae",
-    "superdiff",
+    "superdiff", "adcsr", "resshift", "s3diff", "one_step", "irsde",
 )  # fmt: skip
 
 failures: dict[str, str] = {}

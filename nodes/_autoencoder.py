@@ -14,7 +14,9 @@ _cost = WeakKeyDictionary()  # network of an autoencoder -> bytes that its gradi
 
 
 def check_vae(vae):
-    """Raise ValueError for what is no autoencoder of pictures."""
+    """Raise ValueError for none, and for what is no autoencoder of pictures."""
+    if vae is None:  # what a checkpoint without one gives
+        raise ValueError("vae is none, as a checkpoint without an autoencoder gives; connect Load VAE")
     vae.throw_exception_if_invalid()
     if vae.latent_dim == 1 or vae.output_channels < 3:
         raise ValueError("vae is one for sound; connect the VAE of a model of pictures")
@@ -79,7 +81,7 @@ def _pixels(vae, z):
 
 
 def _make_room(vae, latents, wanted):
-    plain = getattr(vae, "memory_used_decode", lambda shape, dtype: 0)(latents.shape, vae.vae_dtype)
+    plain = vae.memory_used_decode(latents.shape, vae.vae_dtype)
     held = _bytes_per_cell(vae) * latents.shape[0] * latents[0, 0].numel() if wanted else 0
     load(vae.patcher, plain + held)
     free = free_memory(vae.patcher)

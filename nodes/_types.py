@@ -8,3 +8,9 @@ MEASUREMENT = io.Custom("MEASUREMENT")
 """An `operators.measurement.Measurement`."""
 LOSS = io.Custom("LOSS")
 """An `operators.losses.Loss`."""
+S3DIFF = io.Custom("S3DIFF")
+"""What S3Diff Loader loads: changes of Stable Diffusion that depend on a degradation, and an estimator of it."""
+ADCSR = io.Custom("ADCSR")
+"""A ModelPatcher of `models.adcsr.AdcSR`."""
+RESSHIFT = io.Custom("RESSHIFT_MODEL")
+"""A `nodes.resshift.ResShift`."""

@@ -20,6 +20,7 @@ from ..samplers import one_more_step
 from ..samplers.model import path_of, schedule_of
 from ..samplers.noise import item_seeds
 from ..samplers.paths import FLOW
+from ._files import files
 from ._schema import kw, schema
 from ._unet import unet_model
 from .models import load_weights, read_weights
@@ -42,11 +43,7 @@ OMSModel = io.Custom("OMS_MODEL")
 
 def module_files():
     """The safetensors files in the host's folders for modules, models/oms and those of extra_model_paths."""
-    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / "oms"))
-    paths, extensions = folder_paths.folder_names_and_paths[FOLDER]
-    if not extensions:
-        folder_paths.folder_names_and_paths[FOLDER] = (paths, folder_paths.supported_pt_extensions)
-    return [name for name in folder_paths.get_filename_list(FOLDER) if name.endswith(".safetensors")]
+    return [name for name in files(FOLDER) if name.endswith(".safetensors")]
 
 
 def read_module(file):

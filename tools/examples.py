@@ -14,6 +14,7 @@ from pathlib import Path
 
 import examples_composition
 import examples_operators
+import examples_restoration
 import examples_steering
 from graphs import CAPTION, Graph, text_to_image
 
@@ -366,6 +367,7 @@ EXAMPLES = {
     **examples_operators.EXAMPLES,
     **examples_steering.EXAMPLES,
     **examples_composition.EXAMPLES,
+    **examples_restoration.EXAMPLES,
 }
 
 

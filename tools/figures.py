@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import figures_composition
 import figures_operators
+import figures_restoration
 import figures_steering
 import numpy as np
 import torch
@@ -497,6 +498,7 @@ FIGURES = {
     **figures_operators.FIGURES,
     **figures_steering.FIGURES,
     **figures_composition.FIGURES,
+    **figures_restoration.FIGURES,
 }
 
 

@@ -73,7 +73,7 @@ def _crop(picture: torch.Tensor, centres: list, side: int, rng: np.random.Genera
     return picture[:, y : y + side, x : x + side]
 
 
-def _batch(pool, crop: int, size: int, rng: np.random.Generator) -> torch.Tensor:
+def crops(pool, crop: int, size: int, rng: np.random.Generator) -> torch.Tensor:
     """Random crops [size, 3, crop, crop] in 0..1."""
     chosen = rng.integers(len(pool), size=size)
     return torch.stack([_crop(*pool[i], crop, rng) for i in chosen]).float() / 255.0
@@ -93,10 +93,9 @@ def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Ten
     return loss
 
 
-def latent_penalty(latents: torch.Tensor, layout: Layout) -> torch.Tensor:
+def latent_penalty(latents: torch.Tensor, mean: float, std: float) -> torch.Tensor:
     """Pulls each channel's mean and deviation over batch and place towards what the diffusion model expects."""
-    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-    return (mean - layout.mean).square().mean() + (std - layout.std).square().mean()
+    return (latents.mean((0, 2, 3)) - mean).square().mean() + (latents.std((0, 2, 3)) - std).square().mean()
 
 
 def _learning_rate(step: int, encoder_steps: int, steps: int) -> float:
@@ -113,7 +112,7 @@ def train(args) -> AutoencoderTiny:
     pool = paint_pool(args.pool, 128, args.seed) + paint_pool(args.pool // 4, 64, args.seed + 1)
     if args.channels == 16:
         model = AutoencoderTiny(latent_channels=16)
-        _initialise(model, torch_rng)
+        initialise(model, torch_rng)
     else:
         model = narrowed(load(16), args.channels, torch.stack([picture for picture, _ in pool[:256]]).float() / 255.0)
     model = model.to(device, memory_format=torch.channels_last)
@@ -131,14 +130,14 @@ def train(args) -> AutoencoderTiny:
             optimiser = _optimiser(model, "decoder")
         rng = np.random.default_rng((args.seed, step))  # tied to the step: a resumed run draws what a whole one draws
         torch_rng.manual_seed(int(rng.integers(2**62)))
-        target = _batch(pool, args.crop, args.batch, rng).to(device, memory_format=torch.channels_last)
+        target = crops(pool, args.crop, args.batch, rng).to(device, memory_format=torch.channels_last)
         with autocast:
             with torch.set_grad_enabled(not frozen):
                 latents = model.encoder(target * 2 - 1)
             noise = torch.randn(latents.shape, generator=torch_rng).to(device)
             output = model.decoder(latents + 0.03 * noise)
         loss = reconstruction_loss((output.float() + 1) / 2, target)
-        total = loss if frozen else loss + 0.05 * latent_penalty(latents.float(), layout)
+        total = loss if frozen else loss + 0.05 * latent_penalty(latents.float(), layout.mean, layout.std)
         total.backward()
         optimiser.step(_learning_rate(step, args.encoder_steps, args.steps))
         step += 1
@@ -183,7 +182,7 @@ def _optimiser(model: AutoencoderTiny, part: str = "") -> Muon:
     return Muon(hidden, [p for _n, p in named if not (p.ndim == 4 and p.shape[:2] == (64, 64))], weight_decay=0.0)
 
 
-def _initialise(model: torch.nn.Module, generator: torch.Generator) -> None:
+def initialise(model: torch.nn.Module, generator: torch.Generator) -> None:
     """PyTorch's own initial weights, but drawn from our generator."""
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):

@@ -1,6 +1,7 @@
 """How the pack gets into a host: by its folder's path, alone, quickly, without a warning."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,9 +38,12 @@ print(json.dumps({"ids": ids, "seconds": seconds, "failures": sys.modules[name +
 
 
 def test_the_pack_loads_by_its_path_alone(host, tmp_path):
-    run = subprocess.run([sys.executable, "-c", LOAD_BY_PATH, str(runtime.HOST), str(ROOT)], cwd=tmp_path,
-                         capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr
+    """The second start is timed: the first one after an installation compiles the pack, which the others find done."""
+    compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path / "compiled")}
+    for _start in range(2):
+        run = subprocess.run([sys.executable, "-c", LOAD_BY_PATH, str(runtime.HOST), str(ROOT)], cwd=tmp_path,
+                             env=os.environ | compiled, capture_output=True, text=True, timeout=240)
+        assert run.returncode == 0, run.stderr
     loaded = json.loads(run.stdout)
     assert loaded["failures"] == {} and run.stderr == ""
     assert sorted(loaded["ids"]) == sorted(name for name in host.node_table if name.startswith("Trajectory"))

@@ -57,6 +57,8 @@ SAMPLERS = {
     "interpolant-heun": ("TrajectoryInterpolantSampler", {"integrator": "heun"}, None),
     "mr-ode": ("TrajectoryMRSampler", {}, 0.04),
     "mr-sde": ("TrajectoryMRSampler", {"equation": "sde"}, None),
+    "resshift": ("TrajectoryResShiftSampler", {}, None),
+    "resshift-ode": ("TrajectoryResShiftSampler", {"eta_noise": 0.0}, 0.15),
     "oms-wrap": (
         "TrajectoryOMSSamplerWrap",
         {"sampler": sampler_recipe(sample_dpm_solver), "start": {"samples": torch.zeros(1)}}, 0.04,

@@ -5,6 +5,7 @@ tests/workflows/test_examples.py records it anew after a training). Every host i
 the real ones agree to twice the tolerance at most.
 """
 
+import importlib
 import json
 from pathlib import Path
 
@@ -90,6 +91,22 @@ def test_an_example_runs_and_shows_its_caption(host, file):
         else:
             verdict = checker.score(pixels, [caption_of(workflow, title)])
             assert verdict["captions"] == 1.0, f"not as the caption says: {verdict['wrong'][0]}"
+
+
+def test_an_example_is_what_the_tool_writes(host, monkeypatch):
+    """python tools/examples.py writes them anew, after a change of a node's inputs or of the tool."""
+    if host.name != "embedded":
+        pytest.skip("other hosts describe their own nodes otherwise")
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    tool, info = importlib.import_module("examples"), host.object_info()
+    assert {file.stem for file in EXAMPLES} == set(tool.EXAMPLES)
+    stale = []
+    for name, describe in tool.EXAMPLES.items():
+        graph_of_tool = tool.Graph(info)
+        describe(graph_of_tool)
+        if json.loads(json.dumps(graph_of_tool.save())) != load(name):
+            stale.append(name)
+    assert not stale
 
 
 def test_the_thumbnail_shows_the_caption_too():

@@ -17,10 +17,17 @@ PICTURE = re.compile(r"^!\[(?P<alt>.*)\]\((?P<file>.*)\)\n\n\*(?P<caption>[^\n]*
 OPTIONAL = {"TrajectoryOperatorFromDeepinv": "deepinv"}
 """{node: package}. A node that is there where its package is; its help page always is."""
 WITHOUT_EXAMPLE = {
+    "TrajectoryAdcSRLoader": "needs the weights of AdcSR",
+    "TrajectoryAdcSRUpscale": "needs the weights of AdcSR",
     "TrajectoryOperatorFromDeepinv": "needs the package deepinv",
     "TrajectoryOperatorFromModel": "needs an upscale model, which the pack does not bring",
     "TrajectoryLossCLIPVision": "needs the weights of CLIP vision",
     "TrajectoryLossStyleGram": "needs the weights of CLIP vision",
+    "TrajectoryIRSDELoader": "needs the weights of IR-SDE or Refusion",
+    "TrajectoryIRSDEScheduler": "needs the weights of IR-SDE or Refusion",
+    "TrajectoryS3DiffLoader": "needs the weights of S3Diff",
+    "TrajectoryS3DiffDegradation": "needs the weights of S3Diff",
+    "TrajectoryApplyS3Diff": "needs the weights of S3Diff",
 }
 """{node: why no example holds it}. Every example runs from a fresh clone."""
 
