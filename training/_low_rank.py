@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +10,12 @@ from torch.func import functional_call
 
 from ..models.captions import CaptionEncoder
 from ..models.low_rank import merged
+from ._fit import falling, fit
 from ._muon import Muon
-from ._run import Average, Progress, device_and_autocast, load_checkpoint, save_checkpoint, save_weights
+from ._run import Average, device_and_autocast, save_weights
 from .eps_model import FILE as BASE_FILE
 from .eps_model import Batches, alpha_bars, attention_for, build_model, load_captions
 
-SAVE_SECONDS = 120
 SIZES = (128, 128, 128, 64)
 
 
@@ -62,34 +61,21 @@ def train(args, file, checkpoint, batches: Batches, memory: float, objective) ->
     weights = {name: value.float().to(device) for name, value in load_file(BASE_FILE).items()}
     base = Base(build_model().to(device).requires_grad_(False), weights, load_captions(device))
     student = LowRank(weights, args.rank, torch.Generator().manual_seed(args.seed)).to(device)
-    optimiser = Muon([], list(student.parameters()), weight_decay=0.0)
-    average = Average(student, memory)
-    step, state = 0, load_checkpoint(checkpoint)
-    if state:
-        step = state["step"]
-        student.load_state_dict(state["student"])
-        optimiser.load_state_dict(state["optimiser"])
-        average.state = {k: v.to(device) for k, v in state["average"].items()}
     bars = alpha_bars().to(device)
-    progress, saved = Progress(args.steps, step), time.monotonic()
-    while step < args.steps:
+
+    def loss_of(step):
         clean, noise, times, tokens = (t.to(device) for t in batches.draw(step, SIZES[step % 4], args.batch))
         bar = bars[times][:, None, None, None]
         noisy = bar.sqrt() * clean + (1 - bar).sqrt() * noise
-        with attention():
-            with autocast:
-                context, target = objective(base, noisy, noise, times, tokens)
-                eps = base.eps(merged(weights, student.named()), noisy, times, context)
-            sigma = ((1 - bar) / bar).sqrt()
-            error = (eps - target).square()
-            (sigma * (5**0.5 * sigma).clamp(max=1) * error).mean().backward()
-        optimiser.step(args.rate * min(1.0, (step + 1) / 50) * (0.03 + 0.97 * (1 - step / args.steps)))
-        step += 1
-        average.update(student, step)
-        progress.report(step, error=error.mean())
-        if time.monotonic() - saved > SAVE_SECONDS or step == args.steps:
-            state = {"step": step, "student": student.state_dict(), "average": average.state}
-            save_checkpoint(checkpoint, state | {"optimiser": optimiser.state_dict()})
-            names = zip(student.state_dict(), student.named(), strict=True)
-            save_weights(file, {name: average.state[key] for key, name in names})
-            saved = time.monotonic()
+        with attention(), autocast:
+            context, target = objective(base, noisy, noise, times, tokens)
+            eps = base.eps(merged(weights, student.named()), noisy, times, context)
+        sigma = ((1 - bar) / bar).sqrt()
+        error = (eps - target).square()
+        return {"loss": (sigma * (5**0.5 * sigma).clamp(max=1) * error).mean(), "error": error.mean()}
+
+    def save(state):
+        save_weights(file, {name.removeprefix("factors.").replace("/", "."): value for name, value in state.items()})
+
+    fit(student, Muon([], list(student.parameters()), weight_decay=0.0), Average(student, memory), loss_of,
+        steps=args.steps, rate=falling(args.rate, 50, 0.03, args.steps), checkpoint=checkpoint, save=save)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from contextlib import nullcontext
 from functools import partial
 
@@ -25,24 +24,15 @@ from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..models.captions import CaptionEncoder
+from ._fit import fit
 from ._muon import Muon
-from ._run import (
-    MINIATURES,
-    WORK,
-    Average,
-    Progress,
-    device_and_autocast,
-    load_checkpoint,
-    save_checkpoint,
-    save_weights,
-)
+from ._run import MINIATURES, WORK, Average, device_and_autocast, save_weights
 from .captions import PoolCaptions
 from .latents import build_pool, load_pool
 
 FILE = MINIATURES / "landscapes_eps.safetensors"
 CAPTIONS_FILE = MINIATURES / "landscapes_captions.safetensors"
 CHECKPOINT = WORK / "eps_model.pt"
-SAVE_SECONDS = 120
 WRONG_LIGHTS = 0.05
 CHANNELS = 4
 
@@ -134,37 +124,22 @@ def train(args) -> None:
     model.to(device)
     encoder = load_captions(device)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
-    optimiser = optimiser_for(dict(model.named_parameters()))
-    average = Average(model, 0.999)
-    step, state = 0, load_checkpoint(CHECKPOINT)
-    if state:
-        step = state["step"]
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        average.state = {k: v.to(device) for k, v in state["average"].items()}
     batches, bars = Batches(args.pool, args.seed), alpha_bars().to(device)
-    progress, saved = Progress(args.steps, step), time.monotonic()
-    while step < args.steps:
+
+    def objective(step):
         drawn = batches.draw(step, picture_size(step, args.small_steps), args.batch)
         clean, noise, times, tokens = (t.to(device) for t in drawn)
         bar = bars[times][:, None, None, None]
         sigma = ((1 - bar) / bar).sqrt()
         weight = sigma * (5**0.5 * sigma).clamp(max=1)
-        with attention():
-            with autocast:
-                context, _pooled = encoder(tokens)
-                eps = model(bar.sqrt() * clean + (1 - bar).sqrt() * noise, times, context, return_dict=False)[0]
-            error = (eps.float() - noise).square()
-            (weight * error).mean().backward()
-        optimiser.step(_learning_rate(step, args))
-        step += 1
-        average.update(model, step)
-        progress.report(step, loss=(weight * error).mean(), eps=error.mean())
-        if time.monotonic() - saved > SAVE_SECONDS or step == args.steps:
-            state = {"step": step, "model": model.state_dict(), "average": average.state}
-            save_checkpoint(CHECKPOINT, state | {"optimiser": optimiser.state_dict()})
-            save_weights(FILE, average.state)
-            saved = time.monotonic()
+        with attention(), autocast:
+            context, _pooled = encoder(tokens)
+            eps = model(bar.sqrt() * clean + (1 - bar).sqrt() * noise, times, context, return_dict=False)[0]
+        error = (eps.float() - noise).square()
+        return {"loss": (weight * error).mean(), "eps": error.mean()}
+
+    fit(model, optimiser_for(dict(model.named_parameters())), Average(model, 0.999), objective, steps=args.steps,
+        rate=partial(_learning_rate, args=args), checkpoint=CHECKPOINT, save=partial(save_weights, FILE))
 
 
 def main() -> None:

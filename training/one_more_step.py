@@ -12,9 +12,9 @@ scale and a `context` [tokens, width] from the text encoder, and `empty.safetens
 from __future__ import annotations
 
 import argparse
-import time
 from collections import defaultdict
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,22 +23,13 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from ..models.captions import CaptionEncoder
-from ._run import (
-    MINIATURES,
-    WORK,
-    Average,
-    Progress,
-    device_and_autocast,
-    load_checkpoint,
-    save_checkpoint,
-    save_weights,
-)
+from ._fit import fit
+from ._run import MINIATURES, WORK, Average, device_and_autocast, save_weights
 from .captions import DROPOUT, PoolCaptions
 from .eps_model import CHANNELS, attention_for, initialise, load_captions, optimiser_for
 from .latents import build_pool, load_pool
 
 FILE = MINIATURES / "landscapes_oms.safetensors"
-SAVE_SECONDS = 120
 SIZES = (64, 128)
 HEAD = 32  # channels a head, and groups a norm
 
@@ -136,35 +127,21 @@ def train(args) -> None:
     without_time(module).to(device)
     trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
     print(f"{sum(p.numel() for p in trained.values()) / 1e6:.2f} M parameters", flush=True)
-    optimiser, average = optimiser_for(trained), Average(module, 0.995)
-    checkpoint = (WORK / args.out.name).with_suffix(".pt")
-    step, state = 0, load_checkpoint(checkpoint)
-    if state:
-        step = state["step"]
-        module.load_state_dict(state["module"])
-        optimiser.load_state_dict(state["optimiser"])
-        average.state = {k: v.to(device) for k, v in state["average"].items()}
-    progress, saved = Progress(args.steps, step), time.monotonic()
-    while step < args.steps:
+
+    def objective(step):
         rng = np.random.default_rng((args.seed, step))  # tied to the step: a resumed run draws what a whole one draws
         generator.manual_seed(int(rng.integers(2**62)))
         clean, context = data.batch(args.batch, rng)
         noise = torch.randn(clean.shape, generator=generator)
         clean, noise, context = (t.to(device) for t in (clean, noise, context))
-        with attention():
-            with autocast:
-                v = module(noise, 0, context, return_dict=False)[0]
-            loss = (v.float() + clean).square().mean()
-            loss.backward()
-        optimiser.step(_learning_rate(step, args))
-        step += 1
-        average.update(module, step)
-        progress.report(step, loss=loss, unexplained=loss / clean.square().mean())
-        if time.monotonic() - saved > SAVE_SECONDS or step == args.steps:
-            state = {"step": step, "module": module.state_dict(), "average": average.state}
-            save_checkpoint(checkpoint, state | {"optimiser": optimiser.state_dict()})
-            export(average.state, args.out)
-            saved = time.monotonic()
+        with attention(), autocast:
+            v = module(noise, 0, context, return_dict=False)[0]
+        loss = (v.float() + clean).square().mean()
+        return {"loss": loss, "unexplained": loss / clean.square().mean()}
+
+    fit(module, optimiser_for(trained), Average(module, 0.995), objective, steps=args.steps,
+        rate=partial(_learning_rate, args=args), checkpoint=(WORK / args.out.name).with_suffix(".pt"),
+        save=partial(export, path=args.out))
 
 
 def main() -> None:

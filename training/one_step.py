@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import copy
 import os
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -33,8 +32,9 @@ from ..models import checkpoints
 from ..models.captions import CaptionTokenizer
 from ..models.one_step import ALPHA
 from . import autoencoder
+from ._fit import falling, fit
 from ._muon import Muon
-from ._run import MINIATURES, WORK, Average, Progress, device_and_autocast, load_checkpoint, save_checkpoint
+from ._run import MINIATURES, WORK, Average, device_and_autocast
 from ._shards import load_pool
 from .degradation import degrade
 from .eps_model import CHANNELS, alpha_bars, attention_for, build_model, load_captions
@@ -46,7 +46,6 @@ from .latents import encode, pool_scene
 
 FILE = MINIATURES / "restore_one_step.safetensors"
 CHECKPOINT = WORK / "one_step.pt"
-SAVE_SECONDS = 120
 FACTOR = 4
 SIZE, CROP = 128, 64  # of painted pictures; every fourth step is of parts of them, as tiles are
 LAST = 999
@@ -188,36 +187,13 @@ def _cut(pictures: torch.Tensor, corners: list[tuple[int, int]], side: int) -> t
                         for picture, (top, left) in zip(pictures, corners, strict=True)])  # fmt: skip
 
 
-def fit(model: OneStep, objective: Callable[[int], dict[str, torch.Tensor]], steps: int, rate: float, checkpoint: Path):
-    """Train what of `model` has a gradient, from the checkpoint on if there is one; the running average stays in it.
-
-    objective(step) -> {name: loss}; the one named "loss" is lowered, all are shown.
-    """
-    parts = [[p for p in part.parameters() if p.requires_grad] for part in (model.vae, model.unet)]
-    trained = [parameter for part in parts for parameter in part]
-    optimiser, average = Muon([], trained, weight_decay=0.0), Average(model, 0.99)
-    step, state = 0, load_checkpoint(checkpoint)
-    if state:
-        step = state["step"]
-        model.load_state_dict(state["model"], strict=False)
-        optimiser.load_state_dict(state["optimiser"])
-        average.state |= {k: v.to(model.abar.device) for k, v in state["average"].items()}
-    progress, saved = Progress(steps, step), time.monotonic()
-    while step < steps:
-        losses = objective(step)
-        losses["loss"].backward()
-        for part in parts:
-            nn.utils.clip_grad_norm_(part, 1.0)
-        optimiser.step(rate * min(1.0, (step + 1) / 50) * (0.03 + 0.97 * (1 - step / steps)))
-        step += 1
-        average.update(model, step)
-        progress.report(step, **losses)
-        if time.monotonic() - saved > SAVE_SECONDS or step == steps:
-            mean = {name: average.state[name] for name in model.changes()}
-            state = {"step": step, "model": model.changes(), "average": mean}
-            save_checkpoint(checkpoint, state | {"optimiser": optimiser.state_dict()})
-            export(model, mean, FILE)
-            saved = time.monotonic()
+def learn(model: OneStep, objective: Callable[[int], dict], steps: int, rate: float, checkpoint: Path) -> None:
+    """`_fit.fit` of what has a gradient in `model`; the running average stays in it."""
+    clip = [[p for p in part.parameters() if p.requires_grad] for part in (model.vae, model.unet)]
+    optimiser = Muon([], [parameter for part in clip for parameter in part], weight_decay=0.0)
+    average = Average(model, 0.99)
+    fit(model, optimiser, average, objective, steps=steps, rate=falling(rate, 50, 0.03, steps), checkpoint=checkpoint,
+        save=lambda weights: export(model, weights, FILE), kept=model.changes(), clip=clip)
     model.load_state_dict(average.state, strict=False)
 
 
@@ -262,7 +238,7 @@ def train(args) -> None:
                 loss = done + args.pixels * autoencoder.reconstruction_loss(pictures.float(), sharp)
         return {"z_L": begun, "z_0": done, "loss": loss}
 
-    fit(model, from_pictures, args.steps, args.rate, CHECKPOINT)
+    learn(model, from_pictures, args.steps, args.rate, CHECKPOINT)
     model.vae.requires_grad_(False)
     encoder = copy.deepcopy(model).cpu()
     pool = load_pool(f"one_step_{args.seed}", args.pool, partial(make_examples, seed=args.seed, encoder=encoder))
@@ -278,7 +254,7 @@ def train(args) -> None:
             restored = model.denoise(z.float(), context.float())
         return {"loss": F.mse_loss(restored.float(), clean.float())}
 
-    fit(model, from_pool, args.pool_steps, args.rate, CHECKPOINT.with_stem(f"{CHECKPOINT.stem}_pool"))
+    learn(model, from_pool, args.pool_steps, args.rate, CHECKPOINT.with_stem(f"{CHECKPOINT.stem}_pool"))
 
 
 def main() -> None:

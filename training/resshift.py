@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from functools import partial
 
 import numpy as np
@@ -22,17 +21,9 @@ import torch.nn.functional as F
 from ..models.swin_unet import Config, SwinUNet
 from ..samplers.residual_shift import ResidualShift
 from . import vq_autoencoder
+from ._fit import falling, fit
 from ._muon import Muon
-from ._run import (
-    MINIATURES,
-    WORK,
-    Average,
-    Progress,
-    device_and_autocast,
-    load_checkpoint,
-    save_checkpoint,
-    save_weights,
-)
+from ._run import MINIATURES, WORK, Average, device_and_autocast, save_weights
 from ._shards import load_pool
 from .degradation import degrade
 from .eps_model import attention_for
@@ -41,7 +32,6 @@ from .latents import pool_scene
 
 FILE = MINIATURES / "restore_resshift.safetensors"
 CHECKPOINT = WORK / "resshift.pt"
-SAVE_SECONDS = 120
 STEPS, FACTOR, SIZE = 4, 4, 128
 CONFIG = Config(
     channels=16, latent_channels=3, lq_channels=3, features=(), widths=(48, 48, 48), blocks=(1, 1, 1),
@@ -115,33 +105,19 @@ def train(args) -> None:
     attention = attention_for(device)
     model = build_model(args.seed).to(device, memory_format=torch.channels_last)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
-    optimiser, average = optimiser_for(model), Average(model, 0.998)
-    step, state = 0, load_checkpoint(CHECKPOINT)
-    if state:
-        step = state["step"]
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        average.state = {k: v.to(device) for k, v in state["average"].items()}
     batches, process = Batches(args.pool, args.seed), ResidualShift.published(STEPS)
     etas = torch.tensor(process.etas, device=device)
-    progress, saved = Progress(args.steps, step), time.monotonic()
-    while step < args.steps:
+
+    def objective(step):
         x0, y, noise, lq, times = (t.to(device) for t in batches.draw(step, args.batch))
         eta = etas[times][:, None, None, None]
         noisy = process.input_scale(eta) * process.diffused(x0, y, eta, noise)
         with attention(), autocast:
             predicted = model(noisy.to(memory_format=torch.channels_last), times, lq)
-        error = (predicted.float() - x0).square().mean((1, 2, 3))
-        error.mean().backward()
-        optimiser.step(args.rate * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * (1 - step / args.steps)))
-        step += 1
-        average.update(model, step)
-        progress.report(step, error=error.mean(), unrestored=(y - x0).square().mean())
-        if time.monotonic() - saved > SAVE_SECONDS or step == args.steps:
-            state = {"step": step, "model": model.state_dict(), "average": average.state}
-            save_checkpoint(CHECKPOINT, state | {"optimiser": optimiser.state_dict()})
-            save_weights(FILE, average.state)
-            saved = time.monotonic()
+        return {"loss": (predicted.float() - x0).square().mean(), "unrestored": (y - x0).square().mean()}
+
+    fit(model, optimiser_for(model), Average(model, 0.998), objective, steps=args.steps, checkpoint=CHECKPOINT,
+        rate=falling(args.rate, 200, 0.02, args.steps), save=partial(save_weights, FILE))
 
 
 def main() -> None:

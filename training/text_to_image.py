@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from contextlib import nullcontext
 from functools import partial
 
@@ -20,24 +19,15 @@ from diffusers import SD3Transformer2DModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..models.captions import CaptionEncoder
+from ._fit import fit
 from ._muon import Muon
-from ._run import (
-    MINIATURES,
-    WORK,
-    Average,
-    Progress,
-    device_and_autocast,
-    load_checkpoint,
-    save_checkpoint,
-    save_weights,
-)
+from ._run import MINIATURES, WORK, Average, device_and_autocast, save_weights
 from .captions import PoolCaptions
 from .latents import build_pool, load_pool
 
 MODEL_FILE = MINIATURES / "landscapes_flow.safetensors"
 CAPTIONS_FILE = MINIATURES / "landscapes_captions.safetensors"
 CHECKPOINT = WORK / "text_to_image.pt"
-SAVE_SECONDS = 120
 SIZES = (64, 128)
 
 
@@ -119,18 +109,10 @@ def train(args) -> None:
     model.to(device)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"depth {args.depth}: {parameters / 1e6:.2f} M parameters", flush=True)
-    optimiser = _optimiser(model)
-    average = Average(model, 0.999)
-    step, state = 0, load_checkpoint(CHECKPOINT)
-    if state:
-        step = state["step"]
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        average.state = {k: v.to(device) for k, v in state["average"].items()}
     pools = {}
     captions = PoolCaptions(args.pool, args.seed)
-    progress, saved = Progress(args.steps, step), time.monotonic()
-    while step < args.steps:
+
+    def objective(step):
         size = _size(step, args.small_steps)
         if size not in pools:
             build_pool(size, args.pool, args.seed)
@@ -144,20 +126,12 @@ def train(args) -> None:
         tokens = captions.tokens(indices, rng)
         clean, noise, sigma, tokens = (t.to(device) for t in (clean, noise, sigma, tokens))
         wide = sigma[:, None, None, None]
-        with attention():
-            with autocast:
-                velocity = model((1 - wide) * clean + wide * noise, sigma, tokens)
-            loss = (velocity.float() - (noise - clean)).square().mean()
-            loss.backward()
-        optimiser.step(_learning_rate(step, args))
-        step += 1
-        average.update(model, step)
-        progress.report(step, loss=loss)
-        if time.monotonic() - saved > SAVE_SECONDS or step == args.steps:
-            state = {"step": step, "model": model.state_dict(), "average": average.state}
-            save_checkpoint(CHECKPOINT, state | {"optimiser": optimiser.state_dict()})
-            export(average.state)
-            saved = time.monotonic()
+        with attention(), autocast:
+            velocity = model((1 - wide) * clean + wide * noise, sigma, tokens)
+        return {"loss": (velocity.float() - (noise - clean)).square().mean()}
+
+    fit(model, _optimiser(model), Average(model, 0.999), objective, steps=args.steps,
+        rate=partial(_learning_rate, args=args), checkpoint=CHECKPOINT, save=export)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from trajectory.models import oms
 from trajectory.samplers import one_more_step as step
 from trajectory.samplers.paths import FLOW, VE
+from trajectory.training import _fit
 from trajectory.training import one_more_step as trainer
 from trajectory.training.one_more_step import build_module, without_time
 
@@ -191,7 +192,7 @@ def test_the_family_is_in_the_name(name, width, expected):
 def folder(tmp_path, monkeypatch):
     """Two texts whose latents are +1 and -1 everywhere, in two sizes."""
     monkeypatch.setattr(trainer, "WORK", tmp_path / "work")
-    monkeypatch.setattr(trainer, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(_fit, "SAVE_SECONDS", 0)
     save_file({"context": torch.zeros(3, 8)}, tmp_path / "empty.safetensors")
     for number, sign in enumerate((1.0, -1.0, 1.0, -1.0)):
         size = 4 if number < 2 else 6
@@ -222,13 +223,13 @@ def test_a_module_learns_the_mean_of_a_text(folder):
 def test_a_resumed_training_is_the_whole_one(folder, monkeypatch):
     trainer.train(arguments(folder, "whole.safetensors", 6))
 
-    class Stopping(trainer.Progress):
+    class Stopping(_fit.Progress):
         def report(self, step, **losses):
             if step == 4 and not self.first:
                 raise KeyboardInterrupt
             return super().report(step, **losses)
 
-    monkeypatch.setattr(trainer, "Progress", Stopping)
+    monkeypatch.setattr(_fit, "Progress", Stopping)
     with pytest.raises(KeyboardInterrupt):
         trainer.train(arguments(folder, "parts.safetensors", 6))
     trainer.train(arguments(folder, "parts.safetensors", 6))

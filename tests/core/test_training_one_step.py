@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from trajectory.models import checkpoints
 from trajectory.models.captions import CaptionTokenizer
 from trajectory.models.one_step import osediff
-from trajectory.training import autoencoder, one_step
+from trajectory.training import _fit, autoencoder, one_step
 from trajectory.training.degradation import degrade
 from trajectory.training.eps_model import FILE as BASE_FILE
 from trajectory.training.eps_model import build_model, load_captions
@@ -118,7 +118,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path, monkeypatch, stage):
         monkeypatch.setattr(one_step, "CHECKPOINT", tmp_path / f"{name}.pt")
         if name == "stopped":
             with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                patch.setattr(one_step, "SAVE_SECONDS", -1)  # saves after every step
+                patch.setattr(_fit, "SAVE_SECONDS", -1)  # saves after every step
                 if stage == "pictures":
                     patch.setattr(one_step, "draw", _stopping(one_step.draw, 1))
                 else:
