@@ -1,6 +1,6 @@
 """Checkpoints of research repositories read as data: nothing in a file is ever executed.
 
-    python -m trajectory.models.checkpoints FILE [OUT.safetensors]
+    python models/checkpoints.py FILE [OUT.safetensors]
 
 writes a pickled checkpoint as safetensors, with what is no tensor as JSON in its metadata; `read` gives back the same.
 """

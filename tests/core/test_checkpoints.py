@@ -211,7 +211,7 @@ def test_a_nested_checkpoint_comes_back_from_safetensors(tmp_path):
 def test_the_command_converts(tmp_path):
     source = tmp_path / "weights.pth"
     torch.save({"module.w": torch.ones(2)}, source)
-    command = [sys.executable, "-m", "trajectory.models.checkpoints", str(source)]
+    command = [sys.executable, checkpoints.__file__, str(source)]  # a file: hosts do not know the pack by a name
     run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     same(checkpoints.read(tmp_path / "weights.safetensors"), {"module.w": torch.ones(2)})
