@@ -150,8 +150,7 @@ def each_frame(image, scale, restore, color_fix="none", own_fixes=None, not_fini
     return restored.movedim(1, -1).to(comfy.model_management.intermediate_device())
 
 
-def in_tiles(function, picture, *others, tile, overlap, align=1, scale=1, progress, blend="feather", least=None,
-             grain=None):
+def in_tiles(function, picture, *others, tile, overlap, align=1, scale=1, progress, least=None, grain=None):
     """A picture [1, C, H, W] through function(crop, *crops of others, Progress) in tiles of `tile` pixels (0: whole).
 
     others: tensors whose sides are those of the picture padded to multiples of align, times any factor (noise), or
@@ -163,7 +162,7 @@ def in_tiles(function, picture, *others, tile, overlap, align=1, scale=1, progre
     while True:
         while (tile, overlap) in known:
             tile, overlap = known[tile, overlap]
-        plan = TilePlan(*picture.shape[-2:], tile, overlap, align, scale, blend, grain)
+        plan = TilePlan(*picture.shape[-2:], tile, overlap, align, scale, grain=grain)
         parts = iter(range(len(plan.boxes)))
 
         def call(*crops, plan=plan, parts=parts):
