@@ -50,8 +50,10 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
 class CaptionTokenizer:
     """Words to numbers, with a weight each, padded to one fixed length so that conditionings batch."""
 
+    WORDS = WORDS
+
     def __init__(self, embedding_directory=None, tokenizer_data=None):
-        self.words = (*_SPECIAL, *WORDS)
+        self.words = (*_SPECIAL, *self.WORDS)
         self.index = {word: number for number, word in enumerate(self.words)}
         self.pad, self.start, self.unknown = (self.index[s] for s in _SPECIAL)
         self._reported: set[str] = set()
@@ -125,11 +127,12 @@ class CaptionEncoder(nn.Module):
     """Captions to conditioning: context [B, 20, 128] and pooled [B, 256]. The empty caption is the unconditional."""
 
     WIDTH, POOLED, LAYERS, HEADS = 128, 256, 3, 4
+    TOKENIZER = CaptionTokenizer
 
     def __init__(self, device=None, dtype=None, model_options=None):
         super().__init__()
         factory = {"device": device, "dtype": dtype}
-        self.tokenizer = CaptionTokenizer()
+        self.tokenizer = self.TOKENIZER()
         self.disable_offload = True  # small: the host moves it whole and need not stream its layers
         self.dtypes = {dtype or torch.float32}
         self.embedding = nn.Embedding(len(self.tokenizer.words), self.WIDTH, **factory)

@@ -15,7 +15,8 @@ FAMILIES = (
     "models", "solvers", "time_shift", "inversion", "schedules", "analysis", "denoising_mcmc",
     "faster_diffusion", "nasa", "oms", "operators", "operators_codec", "operators_imaging",
     "measurements", "flowchef", "losses", "operators_vae",
-    "superdiff", "adcsr", "resshift", "s3diff", "one_step", "irsde",
+    "superdiff", "adcsr", "resshift", "s3diff", "one_step", "irsde", "trip", "trip_miniature",
+    "trip_tnf",
 )  # fmt: skip
 
 failures: dict[str, str] = {}

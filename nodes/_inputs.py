@@ -11,7 +11,7 @@ def pixels_of(name, image):
                          "width, channels]")
     if image.shape[-1] not in (1, 3, 4):
         raise ValueError(f"{name} has {image.shape[-1]} channels; connect a grey or colour picture")
-    _check_finite(name, image)
+    check_finite(name, image)
     return image[..., :3].expand(*image.shape[:3], 3).movedim(-1, 1).float()
 
 
@@ -23,11 +23,12 @@ def mask_of(name, mask):
     if mask.ndim < 2 or 0 in mask.shape:
         raise ValueError(f"{name} has the shape {list(mask.shape)}; connect a mask [frames, height, width] of at least "
                          "one pixel")
-    _check_finite(name, mask)
+    check_finite(name, mask)
     return mask.reshape(-1, *mask.shape[-2:]).float()
 
 
-def _check_finite(name, values):
+def check_finite(name, values):
+    """Raise ValueError for values in input `name` that are not finite."""
     if not values.isfinite().all():
         raise ValueError(f"{name} has values that are not finite (NaN or infinite); look for the node before it that "
                          "makes them, often a VAE in fp16, and load that in bf16 or fp32")

@@ -14,3 +14,7 @@ ADCSR = io.Custom("ADCSR")
 """A ModelPatcher of `models.adcsr.AdcSR`."""
 RESSHIFT = io.Custom("RESSHIFT_MODEL")
 """A `nodes.resshift.ResShift`."""
+TRIP_PRIOR = io.Custom("TRIP_PRIOR")
+"""What `samplers.image_prior.ImagePrior` takes as its distances."""
+TRIP_TNF = io.Custom("TRIP_TNF")
+"""A ModelPatcher of a `models.tnf.TemporalFusion`."""

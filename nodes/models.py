@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..models.captions import CaptionEncoder, CaptionTokenizer
+from ..models.captions import CaptionEncoder
 from ..models.low_rank import merged
 from ..samplers.timesteps import with_fractional_timesteps
 from ._schema import kw, schema
@@ -55,9 +55,16 @@ def load_weights(stem):
     return read_weights(path, what, fix)
 
 
-def load_clip(weights):
+def load_vae(stem):
+    """The autoencoder of one bundled file behind the host's VAE object."""
+    vae = comfy.sd.VAE(sd=load_weights(stem), dtype=torch.float32)
+    vae.throw_exception_if_invalid()
+    return vae
+
+
+def load_clip(weights, encoder=CaptionEncoder):
     """The caption encoder behind the host's CLIP object."""
-    target = SimpleNamespace(params={}, clip=CaptionEncoder, tokenizer=CaptionTokenizer)
+    target = SimpleNamespace(params={}, clip=encoder, tokenizer=encoder.TOKENIZER)
     parameters = sum(w.numel() for w in weights.values())
     clip = comfy.sd.CLIP(target, parameters=parameters, model_options=_OPTIONS)
     missing, unexpected = clip.load_sd(weights)
@@ -132,9 +139,7 @@ class TrajectoryLoadMiniature(io.ComfyNode):
         if model not in _MINIATURES:
             raise ValueError(f"model is {model!r}; choose one of {', '.join(_MINIATURES)}")
         network, autoencoder = _MINIATURES[model]
-        vae = comfy.sd.VAE(sd=load_weights(autoencoder), dtype=torch.float32)
-        vae.throw_exception_if_invalid()
-        return io.NodeOutput(network(), load_clip(load_weights("landscapes_captions")), vae)
+        return io.NodeOutput(network(), load_clip(load_weights("landscapes_captions")), load_vae(autoencoder))
 
 
 class FractionalTimesteps(io.ComfyNode):

@@ -1,7 +1,8 @@
 """Writes the example workflows and their thumbnails: python tools/examples.py [name ...]
 
 Each example is described below as a few nodes with their links and positions, saved in the editor's format (0.4), then
-run in the embedded host; the first picture saved by the node titled "Picture" becomes the thumbnail of the same name.
+run in the embedded host; the first picture saved by the node titled "Picture" becomes the thumbnail of the same name,
+the frames of an animation together with their caption.
 Texts and values live here alone, so that all examples stay alike.
 """
 
@@ -16,7 +17,11 @@ import examples_composition
 import examples_operators
 import examples_restoration
 import examples_steering
+import examples_video
+from drawing import storyboard
 from graphs import CAPTION, Graph, text_to_image
+from PIL import Image
+from studio import elsewhere, frames_of
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "example_workflows"
@@ -368,26 +373,31 @@ EXAMPLES = {
     **examples_steering.EXAMPLES,
     **examples_composition.EXAMPLES,
     **examples_restoration.EXAMPLES,
+    **examples_video.EXAMPLES,
 }
 
 
 def thumbnail(workflow_file, edge=400, quality=88):
     """JPEG bytes of the first picture that its node "Picture" saves, run by the command line as a user would."""
-    from PIL import Image
     from trajectory.headless.cli import main
 
     nodes = json.loads(workflow_file.read_text(encoding="utf-8"))["nodes"]
-    prefix = next(node["widgets_values"][0] for node in nodes if node.get("title") == "Picture")
+    values = {node.get("title"): node.get("widgets_values") for node in nodes}
+    prefix = values["Picture"][0]
     with tempfile.TemporaryDirectory() as out:
         if main(["run", str(workflow_file), "--out", out]):
             sys.exit(f"{workflow_file} did not run")
-        picture = Image.open(sorted(Path(out).glob(f"{prefix}_*.png"))[0]).convert("RGB")
-    picture = picture.resize((edge, edge), Image.Resampling.LANCZOS)
+        frames = frames_of(min(Path(out).glob(f"{prefix}_*")))
+    if len(frames) > 1:
+        picture = storyboard(frames, values["Caption"][0], edge)
+    else:
+        picture = frames[0].resize((edge, edge), Image.Resampling.LANCZOS)
     target = io.BytesIO()
     picture.save(target, "JPEG", quality=quality)
     return target.getvalue()
 
 
+@elsewhere()
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=list(EXAMPLES), help="examples to write (default: all)")
@@ -395,7 +405,7 @@ def main():
     arguments = parser.parse_args()
     from trajectory.headless.embedded import EmbeddedHost
 
-    info = EmbeddedHost(ROOT / "out").object_info()
+    info = EmbeddedHost(Path("out")).object_info()
     FOLDER.mkdir(exist_ok=True)
     for name in arguments.names:
         graph = Graph(info)

@@ -14,13 +14,14 @@ import figures_composition
 import figures_operators
 import figures_restoration
 import figures_steering
+import figures_video
 import numpy as np
 import torch
 from drawing import WIDTH, chart, painted, sheet, studio
 from examples import EXAMPLES, negative_prompt
 from graphs import Graph
 from PIL import Image
-from studio import example
+from studio import elsewhere, example
 from trajectory.headless import runtime
 from trajectory.samplers import schedules, time_shift
 from trajectory.samplers.angular import plan_angular
@@ -499,6 +500,7 @@ FIGURES = {
     **figures_steering.FIGURES,
     **figures_composition.FIGURES,
     **figures_restoration.FIGURES,
+    **figures_video.FIGURES,
 }
 
 
@@ -510,6 +512,7 @@ def save(picture, stem):
         picture.save(stem.with_suffix(".jpg"), quality=75, optimize=True)
 
 
+@elsewhere()
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=list(FIGURES), help="node ids (default: all)")

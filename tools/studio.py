@@ -1,15 +1,35 @@
 """Runs graphs in the embedded host and hands back the pictures they show; for the scripts beside it."""
 
+import os
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageSequence
 from trajectory.headless.embedded import EmbeddedHost
 from trajectory.headless.graph import convert
 from trajectory.headless.overrides import apply_overrides
 from trajectory.headless.workflow_file import read
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "example_workflows"
+
+
+@contextmanager
+def elsewhere():
+    """In a temporary folder: the embedded host has its models where it is started, and examples save some."""
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)
+
+
+def frames_of(file):
+    """The RGB pictures in a picture file, several where it is animated."""
+    with Image.open(file) as picture:
+        return [frame.convert("RGB") for frame in ImageSequence.Iterator(picture)]
 
 
 def example(name):
@@ -40,5 +60,5 @@ class Studio:
         for result in outcome.results:
             if result.path:
                 title = prompt[result.node_id]["_meta"]["title"]
-                shown.setdefault(title, []).append(Image.open(result.path).convert("RGB"))
+                shown.setdefault(title, []).extend(frames_of(result.path))
         return shown

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
@@ -18,6 +21,21 @@ def device_and_autocast() -> tuple[torch.device, torch.autocast]:
     """The GPU where there is one, else the CPU, and an autocast to bfloat16 for it."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return device, torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def initialise(module: torch.nn.Module, seed: int, ends: Sequence[str]) -> None:
+    """Xavier weights for linear layers and convolutions, and zeros for those whose names end with one of `ends`: what
+    ends a branch, so that each begins as the identity.
+
+    Each layer has its own stream of the seed, so that networks share what they have in common.
+    """
+    generator = torch.Generator()
+    for name, layer in module.named_modules():
+        if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)):
+            generator.manual_seed(int(np.random.default_rng([seed, *name.encode()]).integers(2**62)))
+            bound = 0.0 if name.endswith(tuple(ends)) else math.sqrt(6 / sum(layer.weight.flatten(1).shape))
+            torch.nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+            torch.nn.init.zeros_(layer.bias)
 
 
 def save_checkpoint(path: Path, state: dict) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -30,7 +31,7 @@ def load_pool(stem: str, number: int, make: Callable[[range], dict[str, torch.Te
     make(numbers) -> {name: tensor whose first axis is that of the numbers}; a function that can be pickled.
     """
     WORK.mkdir(parents=True, exist_ok=True)
-    paths = [WORK / f"{stem}_{shard:04d}.safetensors" for shard in range(number // SHARD)]
+    paths = [WORK / f"{stem}_{shard:04d}.safetensors" for shard in range(math.ceil(number / SHARD))]
     missing = [shard for shard, path in enumerate(paths) if not path.exists()]
     with ProcessPoolExecutor(2) as workers:
         jobs = [workers.submit(partial(_write, paths[shard], make, shard)) for shard in missing]
@@ -38,4 +39,4 @@ def load_pool(stem: str, number: int, make: Callable[[range], dict[str, torch.Te
             job.result()
             print(f"pool {stem}: {done}/{len(jobs)}", flush=True)
     parts = [load_file(path) for path in paths]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return {name: torch.cat([part[name] for part in parts])[:number] for name in parts[0]}

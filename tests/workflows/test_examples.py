@@ -1,4 +1,4 @@
-"""Every example runs as it is, and a picture of the miniature shows what its caption says.
+"""Every example runs as it is, and a picture of the miniature shows what its caption says; a clip moves as it says.
 
 latents.json holds numbers of the latent of 'Text to image' as the embedded host makes it (python
 tests/workflows/test_examples.py records it anew after a training). Every host is held to them, so the embedded host and
@@ -7,12 +7,15 @@ the real ones agree to twice the tolerance at most.
 
 import importlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from trajectory.headless import graph
+import torch
+from PIL import Image, ImageSequence
+from trajectory.headless import graph, workflow_file
+from trajectory.operators.measurement import psnr
 from trajectory.training.landscapes import checker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,24 +76,59 @@ def titles_of(workflow):
     return {str(node["id"]): node.get("title") for node in workflow["nodes"]}
 
 
+def frames_of(file):
+    """[N, H, W, 3] in 0..1 of a picture file; N is 1 but for an animation."""
+    with Image.open(file) as picture:
+        frames = [np.asarray(frame.convert("RGB"), dtype=np.float32) for frame in ImageSequence.Iterator(picture)]
+    return np.stack(frames) / 255
+
+
+def shows(picture, caption):
+    """Raise AssertionError unless a picture [H, W, 3] shows all that the caption says."""
+    verdict = checker.score(picture[None], [caption])
+    assert verdict["captions"] == 1.0, f"not as the caption says: {verdict['wrong'][0]}"
+
+
+def arrived(caption):
+    """The caption of the last frame of a clip: what set off on the left or the right is in the middle."""
+    last, moving = re.subn(r"on the (left|right) (?=(drift|sail)s? )", "in the middle ", caption)
+    assert moving == 1, f"{caption!r} names no way from a side to the middle, which the checker could see"
+    return last
+
+
+@pytest.fixture
+def models_elsewhere(monkeypatch, tmp_path):
+    """An example that saves a model saves it into a temporary folder."""
+    import folder_paths
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "trip", ([str(tmp_path)], {".safetensors"}))
+
+
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda f: f.stem)
-def test_an_example_runs_and_shows_its_caption(host, file):
-    """In every picture, but those of a node titled "Plot", which must show something."""
+def test_an_example_runs_and_shows_its_caption(host, file, models_elsewhere):
+    """In every picture, but those of a node titled "Plot", which must show something. The animation of "Picture" begins
+    with the picture of "First frame", and ends with its caption once what moves has arrived."""
     workflow = json.loads(file.read_text(encoding="utf-8"))
     result = host.run(graph.convert(workflow, host.object_info()).prompt, {"extra_pnginfo": {"workflow": workflow}})
     assert result.success and not result.node_errors, result.messages
     titles, folders = titles_of(workflow), {"output": host.output, "temp": host.temp}
     images = [(titles[key], image) for key, shown in result.outputs.items() for image in shown.get("images", [])]
     assert "Picture" in [title for title, _ in images]
+    shown = {}
     for title, image in images:
-        picture = Image.open(Path(folders[image["type"]]) / image["subfolder"] / image["filename"])
-        assert json.loads(picture.info["workflow"]) == workflow and "prompt" in picture.info
-        pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)[None] / 255
+        picture = Path(folders[image["type"]]) / image["subfolder"] / image["filename"]
+        saved = workflow_file.read(picture)
+        assert saved.graph == workflow and saved.prompt
+        shown[title] = frames_of(picture)
         if title == "Plot":
-            assert pixels.std() > 0.05, "the plot is blank"
+            assert shown[title].std() > 0.05, "the plot is blank"
         else:
-            verdict = checker.score(pixels, [caption_of(workflow, title)])
-            assert verdict["captions"] == 1.0, f"not as the caption says: {verdict['wrong'][0]}"
+            shows(shown[title][0], caption_of(workflow, title))
+    clip = shown["Picture"]
+    if len(clip) > 1:
+        shows(clip[-1], arrived(caption_of(workflow)))
+        begun, picture = (torch.from_numpy(shown[title][:1]) for title in ("Picture", "First frame"))
+        assert psnr(begun, picture) > 25, "the autoencoder alone leaves 27 dB and more"
 
 
 def test_an_example_is_what_the_tool_writes(host, monkeypatch):
@@ -109,10 +147,16 @@ def test_an_example_is_what_the_tool_writes(host, monkeypatch):
     assert not stale
 
 
-def test_the_thumbnail_shows_the_caption_too():
-    for file in EXAMPLES:
-        pixels = np.asarray(Image.open(file.with_suffix(".jpg")), dtype=np.float32)[None] / 255
-        assert checker.score(pixels, [caption_of(load(file.stem))])["captions"] == 1.0, file.stem
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda f: f.stem)
+def test_the_thumbnail_shows_the_caption_too(file):
+    """That of a clip has its frames in the first eight of nine cells."""
+    [picture], workflow = frames_of(file.with_suffix(".jpg")), load(file.stem)
+    caption = caption_of(workflow)
+    if any(node["type"] == "SaveAnimatedWEBP" for node in workflow["nodes"]):
+        edge, cell = len(picture), len(picture) // 3
+        shows(picture[edge - cell :, edge // 2 - cell // 2 :][:, :cell], arrived(caption))
+        picture = picture[:cell, :cell]
+    shows(picture, caption)
 
 
 def test_the_latent_is_the_same_on_every_host(host):

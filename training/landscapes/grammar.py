@@ -8,6 +8,7 @@ caption does not state is open, except that objects it does not mention are not 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -75,14 +76,23 @@ def _group_phrase(group, rng: np.random.Generator, keep: float) -> str:
     return " ".join(words)
 
 
-def caption(scene: Scene, rng: np.random.Generator, keep: float = 0.93) -> str:
-    """`scene` in words. Each attribute (but the objects themselves) is stated with probability `keep`."""
+def caption(scene: Scene, rng: np.random.Generator, keep: float = 0.93, doing: Mapping[str, str] | None = None) -> str:
+    """`scene` in words. Each attribute (but the objects themselves) is stated with probability `keep`.
+
+    doing: {kind of object, "sun", "moon" or "clouds": the words that follow it}; what it names is always stated.
+    """
+    doing = doing or {}
+
+    def acting(phrase: str, name: str) -> str:
+        return f"{phrase} {doing[name]}" if name in doing else phrase
+
     extras = []
-    if scene.orb != "none" and rng.random() < keep:
-        extras.append(f"{_pick(rng, ('the', 'a'))} {scene.orb}")
-    if scene.clouds and rng.random() < keep:
-        extras.append("clouds")
-    extras += [_group_phrase(g, rng, keep) for g in scene.groups]
+    if scene.orb != "none" and (rng.random() < keep or scene.orb in doing):
+        article = "the" if doing else _pick(rng, ("the", "a"))  # words of motion leave no room for another one
+        extras.append(acting(f"{article} {scene.orb}", scene.orb))
+    if scene.clouds and (rng.random() < keep or "clouds" in doing):
+        extras.append(acting("clouds", "clouds"))
+    extras += [acting(_group_phrase(g, rng, keep), g.kind) for g in scene.groups]
     extras = [extras[i] for i in rng.permutation(len(extras))]
     setting = _setting(scene, rng, keep)
     phrases = extras + setting if rng.random() < 0.25 else setting + extras
@@ -94,7 +104,7 @@ def caption(scene: Scene, rng: np.random.Generator, keep: float = 0.93) -> str:
         text = f"{phrases[0]} with {phrases[1]}"
         phrases = phrases[1:]
     text = joint.join([text, *phrases[1:]])
-    return f"{_pick(rng, _LEADS)} {text}" if rng.random() < 0.1 else text
+    return f"{_pick(rng, _LEADS)} {text}" if not doing and rng.random() < 0.1 else text
 
 
 def parse(text: str) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +14,10 @@ _SUPERSAMPLE = 4
 _OUTLINE = (38, 30, 46)
 _PLACE_X = {"left": 0.20, "middle": 0.50, "right": 0.80}
 _HORIZON = 0.56
+_UNMOVED = (0.0, 0.0)
 
 Colour = tuple[float, float, float]
+Place = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -138,12 +141,12 @@ def _orb_place(scene: Scene, rng) -> tuple[float, float]:
     return x, (0.36 if low else 0.20) + rng.uniform(-0.04, 0.04)
 
 
-def _paint_clouds(canvas, light, orb_x, rng):
+def _paint_clouds(canvas, light, orb_x, shift, rng):
     slots = [x for x in (0.12, 0.37, 0.63, 0.88) if orb_x is None or abs(x - orb_x) > 0.19]
     jitter = rng.uniform(-1, 1, (4, 3))
     keep = rng.permutation(len(slots))[:3]
     for row, slot in enumerate(keep):
-        x, y = slots[slot] + 0.03 * jitter[row, 0], 0.20 + 0.12 * jitter[row, 1]
+        x, y = slots[slot] + 0.03 * jitter[row, 0] + shift[0], 0.20 + 0.12 * jitter[row, 1] + shift[1]
         size = 0.085 + 0.015 * jitter[row, 2]
         shade = _mix(light.cloud, light.bottom, 0.3)
         canvas.ellipse(x, y + 0.28 * size, 1.35 * size, 0.36 * size, shade)
@@ -293,12 +296,12 @@ def _paint_island(canvas, x, y, width, light):
     canvas.ellipse(x, y, 0.9 * width, 0.034, _lit((110, 168, 84), light, light.ground))
 
 
-def _paint_group(canvas, group: Group, scene: Scene, light: _Light, rng):
+def _paint_group(canvas, group: Group, scene: Scene, light: _Light, shift, rng):
     size, offsets = _LAYOUT[group.count]
     jitter = rng.uniform(-1, 1, (4, 2))
-    x = _PLACE_X[group.place] + 0.015 * jitter[3, 0]
+    x = _PLACE_X[group.place] + 0.015 * jitter[3, 0] + shift[0]
     flying = group.kind == "balloon"
-    y = (0.27 if flying else 0.84) + 0.02 * jitter[3, 1] - (0.02 if group.count == 3 else 0.0)
+    y = (0.27 if flying else 0.84) + 0.02 * jitter[3, 1] - (0.02 if group.count == 3 else 0.0) + shift[1]
     if scene.ground == "sea" and group.kind in ("house", "tree"):
         _paint_island(canvas, x, y + (0.04 if group.count == 3 else 0.0), 0.17 if group.count == 1 else 0.19, light)
     colour = _object_ink(_COLOURS[group.colour], light)
@@ -313,9 +316,13 @@ def group_centre(group: Group) -> tuple[float, float]:
     return _PLACE_X[group.place], 0.27 if group.kind == "balloon" else 0.76
 
 
-def paint(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
+def paint(scene: Scene, size: int, rng: np.random.Generator, moved: Mapping[str, Place] | None = None) -> np.ndarray:
     """Paint `scene` as float32 [size, size, 3] in 0..1. What the scene leaves open (where hills roll, clouds drift) is
-    drawn from `rng`, in the same order for every size: one seed gives one picture at all resolutions."""
+    drawn from `rng`, in the same order for every size: one seed gives one picture at all resolutions.
+
+    moved: how far (to the right, down) a kind of object, "sun", "moon" or "clouds" stand from where they would.
+    """
+    moved = moved or {}
     light = _LIGHTS[scene.light]
     canvas = _Canvas(size * _SUPERSAMPLE)
     canvas.gradient(light.top, light.bottom, 0.0, 0.62)
@@ -324,10 +331,11 @@ def paint(scene: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
         _paint_stars(canvas, rng)
     place = _orb_place(scene, rng) if scene.orb != "none" else None
     if scene.clouds:
-        _paint_clouds(canvas, light, place[0] if place else None, rng)
+        _paint_clouds(canvas, light, place[0] if place else None, moved.get("clouds", _UNMOVED), rng)
     if place:
-        _paint_orb(canvas, scene, light, place)
+        dx, dy = moved.get(scene.orb, _UNMOVED)
+        _paint_orb(canvas, scene, light, (place[0] + dx, place[1] + dy))
     (_paint_sea if scene.ground == "sea" else _paint_land)(canvas, scene, light, rng)
     for group in sorted(scene.groups):
-        _paint_group(canvas, group, scene, light, rng)
+        _paint_group(canvas, group, scene, light, moved.get(group.kind, _UNMOVED), rng)
     return np.asarray(canvas.image.reduce(_SUPERSAMPLE), dtype=np.float32) / 255.0
