@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 
 from ..charts import line_chart
 from ..models import tnf as fusions
-from ..models import trip
 from ..models.trip import HEADS
 from ..samplers.image_prior import from_clips, to_clips
 from ..samplers.model import path_of
@@ -28,8 +27,8 @@ from ._gradients import carry_gradients, memory_told
 from ._restore import patcher_of
 from ._schema import kw, schema
 from ._types import TRIP_TNF
-from .models import load_weights
 from .trip import CATEGORY, Reference, clips_in, frames_in, size_of, video_of
+from .trip_miniature import load_network
 
 KEY = "trajectory_trip_tnf"
 FOLDER = "trip"
@@ -74,8 +73,8 @@ class TRIPLoadTNF(io.ComfyNode):
     @classmethod
     def execute(cls, file):
         if file == BUNDLED:
-            network = trip.read(load_weights("trip_tnf"), torch.float32)
-            return io.NodeOutput(patcher_of(fusions.TemporalFusion(network.fusion, "noise", "TRIP Miniature")))
+            fusion = load_network("trip_tnf").fusion
+            return io.NodeOutput(patcher_of(fusions.TemporalFusion(fusion, "noise", "TRIP Miniature")))
         path = file_path(FOLDER, file, "file")
         try:
             return io.NodeOutput(patcher_of(fusions.read(path)))
