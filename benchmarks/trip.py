@@ -7,10 +7,12 @@ The rows of trained variants begin from the same noise. Those without the shortc
 moments of training clips, "low prior" on the low band alone, and "measured prior" by what the network itself predicts.
 
 psnr: of the first frame against that of the painted clip, both decoded. consistency: mean cosine, times 100, of the
-checker's features, in the place of CLIP's, of the given first frame with those of the others. drift: colours in
-CIELAB. still: mean |frame - first| where nothing moves. adjacent, jitter: restoration/video_metrics.py. motion: share
-of frames whose thing has come as far as the caption says, % (landscapes/moving.py). frechet: of features of a fixed
-random 3-D convolutional network against the painted clips, decoded.
+checker's features, in the place of CLIP's, of the given first frame with those of the others; last: with those of the
+last one. What lags behind its caption has more of both than a painted clip. faithful: the mean cosine of each frame
+with the painted one. drift: colours in CIELAB. still: mean |frame - first| where nothing moves. adjacent, jitter:
+restoration/video_metrics.py. motion: share of frames whose thing has come as far as the caption says, %
+(landscapes/moving.py). frechet: of features of a fixed random 3-D convolutional network against the painted clips,
+decoded.
 """
 
 from __future__ import annotations
@@ -144,9 +146,12 @@ def measures(made: torch.Tensor, real: torch.Tensor, trackers: list[Tracker], fe
     for frames, truth, tracker in zip(made, real, trackers, strict=True):
         painted = torch.from_numpy(tracker.clip.paint(FRAMES, SIZE))
         still = (painted.amax(0) - painted.amin(0)).amax(-1) == 0
+        seen, right = looks(torch.cat([truth[:1], frames[1:]])), looks(truth)
         rows.append({
             "psnr": psnr(frames[:1], truth[:1]),
-            "consistency": video_metrics.frame_consistency(looks(torch.cat([truth[:1], frames[1:]]))),
+            "consistency": video_metrics.frame_consistency(seen),
+            "last": video_metrics.frame_consistency(seen[[0, -1]]),
+            "faithful": 100 * torch.cosine_similarity(seen[1:], right[1:]).mean().item(),
             "drift": video_metrics.colour_drift(frames, truth[:1]),
             "still": float((frames - truth[:1])[..., still].abs().mean()),
             "adjacent": video_metrics.adjacent_difference(frames),

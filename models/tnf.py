@@ -19,7 +19,7 @@ from .checkpoints import filled
 from .shapes import shape_of
 from .trip import HEADS, TNF
 
-FORMAT, VERSION = "trip_tnf", "1"
+FORMAT, VERSION = "trip_tnf", "2"
 PARAMETRISATIONS = ("noise", "velocity")
 
 
@@ -44,11 +44,12 @@ class TemporalFusion(nn.Module):
             reference: the still clip, [1 or B, 1 or N, C, h, w].
             sigma: noise levels [B, 1 or N] of the path, as the host has them. At 0 there is no noise to fuse.
         """
-        level = sigma.float()[..., None, None, None]
-        x, denoised = x.float(), denoised.float()
+        sigma, x, denoised = sigma.float(), x.float(), denoised.float()
+        level = sigma[..., None, None, None]
         # a frame without noise would else make the others NaN, which attend to it
-        paths = ((x - clean.float()) / _or_one(level) for clean in (denoised, reference))
-        fused = self.tnf(*(self._whole_patches(path) for path in paths), _or_one(sigma.amax(1))).transpose(1, 2)
+        divided = torch.where(sigma > 0, sigma, _or_one(sigma.amax(1, keepdim=True)))
+        paths = ((x - clean.float()) / divided[..., None, None, None] for clean in (denoised, reference))
+        fused = self.tnf(*(self._whole_patches(path) for path in paths), divided).transpose(1, 2)
         height, width = x.shape[-2:]
         return torch.where(level > 0, x - level * fused[..., :height, :width], denoised)
 

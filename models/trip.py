@@ -7,7 +7,8 @@ rule or by the temporal noise fusion, a small transformer.
 
 Ours: the UNet answers with v = (noise - sigma x0) / sqrt(1 + sigma^2), and what the fusion adds is divided by
 sqrt(1 + sigma^2). At the high noise that decides what moves, an error of either counts once in x0, where one of eps
-would count sigma times.
+would count sigma times. For the same reason the fusion sees both noises by what they mean for the picture: there they
+differ by (x0_res - image) / sigma, a small part of either.
 """
 
 import math
@@ -186,9 +187,11 @@ class LinearFusion(nn.Module):
 class TNF(LinearFusion):
     """Temporal noise fusion: a small transformer over patches of all frames.
 
-    The residual noise, under a norm that the noise level modulates, attends to itself and then to both noises. Of the
+    The residual path, under a norm that the noise level modulates, attends to itself and then to both paths. Of the
     result come a gate g and a rest r: eps = g eps_ref + (1 - g) eps_res + r / sqrt(1 + sigma^2). Before training both
-    are those of the linear fusion. Widths and the gate are ours; the paper gives the order of the parts.
+    are those of the linear fusion. The residual path is seen as sigma (eps_ref - eps_res), which is x0_res - image, the
+    shortcut as sigma eps_ref / sqrt(1 + sigma^2). This, the widths and the gate are ours; the paper gives the order of
+    the parts.
 
     Args:
         channels: of the latents. patch: its side in latent pixels. dim: width, a multiple of 4.
@@ -211,7 +214,9 @@ class TNF(LinearFusion):
         self.head = nn.Linear(dim, 2 * values)
 
     def forward(self, eps_res, eps_ref, sigma):
-        """The fused noise [B, C, N, h, w], float32, at the noise levels sigma [B] of x0 + sigma noise.
+        """The fused noise [B, C, N, h, w], float32, at noise levels sigma [B] or, where frames have their own, [B, N].
+
+        Either noise is (x - clean) / sigma, as a velocity of a flow is, too.
 
         Raises:
             ValueError: h or w is no multiple of the patch, or there are other channels.
@@ -222,9 +227,11 @@ class TNF(LinearFusion):
                              f"fusion takes {self.channels} channels and multiples of {self.patch} pixels")
         dtype = self.head.weight.dtype
         places = self._places(eps_res.shape, dtype)
-        res = self.from_res(self._patches(eps_res).to(dtype)) + places
-        ref = self.from_ref(self._patches(eps_ref).to(dtype)) + places
-        modulation = self.time_mlp[1:](self.time_mlp[0](_timestep(sigma)).to(dtype))[:, None].chunk(6, dim=-1)
+        level = sigma.float().view(len(sigma), 1, -1, 1, 1)
+        res = self.from_res(self._patches(level * (eps_ref - eps_res)).to(dtype)) + places
+        ref = self.from_ref(self._patches(level * eps_ref / _deviation(level)).to(dtype)) + places
+        time = self.time_mlp[0](_timestep(level.amax((1, 2, 3, 4)))).to(dtype)
+        modulation = self.time_mlp[1:](time)[:, None].chunk(6, dim=-1)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation
         hidden = self.norm(res) * (1 + scale1) + shift1
         x = res + (1 + gate1) * self.self_out(_attend(*self.self_qkv(hidden).chunk(3, dim=-1)))
@@ -233,7 +240,7 @@ class TNF(LinearFusion):
         x = x + (1 + gate2) * self.down(silu(self.up(hidden)))
         change, rest = (self._frames(part, eps_res.shape) for part in self.head(x).float().chunk(2, dim=-1))
         gate = torch.sigmoid(self.shares(eps_res.shape[2]).logit() + change)
-        return torch.lerp(eps_res, eps_ref, gate) + rest / _deviation(sigma.float()[:, None, None, None, None])
+        return torch.lerp(eps_res, eps_ref, gate) + rest / _deviation(level)
 
     def shares(self, frames):
         """As for places: those of a shorter clip are the first ones, those of a longer one lie between them."""

@@ -43,6 +43,10 @@ class TRIPNetwork(torch.nn.Module):
 
     def forward(self, x, sigmas, *, context, transformer_options, image=None, **_):
         frames = len(x) // len(transformer_options.get("cond_or_uncond", [0]))
+        levels = sigmas.unflatten(0, (-1, frames))
+        if (levels != levels[:, :1]).any():
+            raise ValueError("model is TRIP Miniature, whose frames are one clip and equally noisy, but the sampler "
+                             "moves each by itself; choose another sampler, such as euler")
         plan = TilePlan(*x.shape[-2:], tile=0, overlap=0, align=_ALIGN)
 
         def noise(x, *pictures):
@@ -89,7 +93,7 @@ def load_network(stem):
     try:
         return read(weights, torch.float32)
     except ValueError as error:
-        raise RuntimeError(f"TRIP Miniature: miniatures/{stem}.safetensors is of another version ({error}). Fetch the "
+        raise RuntimeError(f"miniatures/{stem}.safetensors is of another version ({error}). Fetch the "
                            "whole pack again: code and miniatures belong together.") from error
 
 

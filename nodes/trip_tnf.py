@@ -113,14 +113,13 @@ class TRIPSaveTNF(io.ComfyNode):
             raise ValueError(refusal)
         try:
             folder, name, number, *_ = folder_paths.get_save_image_path(filename_prefix, root)
+            path = Path(folder, f"{name}_{number:05}_.safetensors")
+            fusions.write(path, tnf.model)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"filename_prefix is {filename_prefix!r}, but its file cannot be written in {root} "
+                             f"({error}); set a shorter one, or look whether the disk is full or read-only") from error
         except Exception as error:  # of no other class in the host
             raise ValueError(refusal) from error
-        path = Path(folder, f"{name}_{number:05}_.safetensors")
-        try:
-            fusions.write(path, tnf.model)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ValueError(f"filename_prefix is {filename_prefix!r}, but its file cannot be written in {folder} "
-                             f"({error}); set a shorter one, or look whether the disk is full") from error
         return io.NodeOutput(ui=ui.PreviewText(f"{path.relative_to(root).as_posix()} in {root}"))
 
 
@@ -143,7 +142,8 @@ class FusionPatch:
             carry_gradients(self.tnf.model)
         with memory_told(f"clips of {size_of(clips[0])} (frames x channels x height x width) do not fit into memory in "
                          "the fusion; connect a tnf of a higher patch, or sample shorter or smaller ones"):  # fmt: skip
-            fused = self.tnf.model(clips, still, to_clips(x, axis), to_clips(args["sigma"], axis)).to(clips)
+            # the first frame stands for all, as in training, also where a VAE of videos has others for those behind it
+            fused = self.tnf.model(clips, still[:, :1], to_clips(x, axis), to_clips(args["sigma"], axis)).to(clips)
         return back(from_clips(torch.lerp(clips, fused, self.strength), axis))
 
 

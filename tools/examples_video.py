@@ -83,10 +83,10 @@ def example_animate(graph):
 
 
 def example_noise_prior(graph):
-    trunk = Trunk(graph, "a dusk over the desert with a red balloon on the right", seed=5)
+    trunk = Trunk(graph, "a blue day over the desert with a red balloon on the left", seed=8)
     loader = trunk.miniature(1, TEXT_ALONE, "Video model")
-    texts = trunk.texts(1, loader, "a dusk over the desert, a red balloon on the right drifts left")
-    plain = trunk.sample(1, "Sample without", loader, texts, trunk.frames, seed=5)
+    texts = trunk.texts(1, loader, "a blue day over the desert, a red balloon on the left drifts right")
+    plain = trunk.sample(1, "Sample without", loader, texts, trunk.frames, seed=8)
     trunk.play(3, loader, plain, "Without", "Measures without", "without")
     prior = graph.add(
         "TrajectoryTRIPFitPrior", 2, "What the model knows", model=(loader, "MODEL"), latents=plain,
@@ -96,7 +96,7 @@ def example_noise_prior(graph):
         "TrajectoryTRIPNoisePrior", 2, "Prior", model=(loader, "MODEL"), reference=trunk.still(2, loader),
         prior=(prior, 0),
     )  # fmt: skip
-    drawn = trunk.sample(3, "Sample with", loader, texts, trunk.frames, seed=5, model=(model, 0))
+    drawn = trunk.sample(3, "Sample with", loader, texts, trunk.frames, seed=8, model=(model, 0))
     trunk.play(4, loader, drawn, measures="Measures with")
     graph.note(2, (
         "A video model that knows no picture, and one patch that makes it begin with one. **Without** is a clip of the "
@@ -110,18 +110,18 @@ def example_noise_prior(graph):
 
 
 def example_train_fusion(graph):
-    trunk = Trunk(graph, "a dusk over the desert with a red balloon on the right", seed=3)
-    caption = "a dusk over the desert, a red balloon on the right drifts left"
+    trunk = Trunk(graph, "a blue day over the desert with a red balloon on the left", seed=2)
+    caption = "a blue day over the desert, a red balloon on the left drifts right"
     teacher = trunk.miniature(1, "TRIP", "In the place of your clips")
     clips = trunk.sample(
-        1, "A clip", teacher, trunk.texts(1, teacher, caption, "What the clip shows"), trunk.frames, seed=3
+        1, "A clip", teacher, trunk.texts(1, teacher, caption, "What the clip shows"), trunk.frames, seed=2
     )
     loader = trunk.miniature(2, TEXT_ALONE, "Video model")
     texts = trunk.texts(2, loader, caption)
     begun = graph.add("TrajectoryTRIPLoadTNF", 2, "Begin with")
     trained = graph.add(
         "TrajectoryTRIPTrainTNF", 2, "Train", model=(loader, "MODEL"), positive=texts["positive"], clips=clips,
-        steps=100, learning_rate=0.001, resume=(begun, 0),
+        steps=200, learning_rate=0.001, resume=(begun, 0),
     )  # fmt: skip
     graph.add("PreviewImage", 3, "Plot", images=(trained, "loss_curve"))
     graph.add("TrajectoryTRIPSaveTNF", 3, "Keep", tnf=(trained, "tnf"))
@@ -129,11 +129,11 @@ def example_train_fusion(graph):
         "TrajectoryTRIPApplyTNF", 3, "Apply", model=(loader, "MODEL"), tnf=(trained, "tnf"),
         reference=trunk.still(3, loader),
     )  # fmt: skip
-    trunk.play(4, loader, trunk.sample(3, "Sample", loader, texts, trunk.frames, seed=3, model=(model, 0)))
+    trunk.play(4, loader, trunk.sample(3, "Sample", loader, texts, trunk.frames, seed=2, model=(model, 0)))
     graph.note(2, (
         "A small transformer learns how much of the picture and how much of the **Video model** each pixel of each "
         "frame takes; the model itself stays as it is. **Plot** is its loss, **Keep** writes it into models/trip, and "
-        "**Begin with** loads what was kept.\n\nA hundred steps on one clip show how the nodes go together. For use "
+        "**Begin with** loads what was kept.\n\nTwo hundred steps on one clip show how the nodes go together. For use "
         "connect clips of your own through *VAE Encode* in the place of **A clip**, several in one batch with the "
         "*length* of each, and train for thousands of steps. **Begin with** serves this model; for another one "
         f"disconnect *resume*.\n\n{PLAYED}"

@@ -57,8 +57,8 @@ def miniature():
     for first, clip, seed in (
         ("a dusk over green hills with a yellow balloon on the left",
          "a dusk over green hills, a yellow balloon on the left drifts right", 4),
-        ("a blue day over the desert with a red balloon on the left",
-         "a blue day over the desert, a red balloon on the left drifts right", 9),
+        ("a dawn over the sea with a red boat on the left",
+         "a dawn over the sea, a red boat on the left sails right", 3),
         ("a dawn over snow with a sun and two green trees on the left",
          "a dawn over snow, two green trees on the left, the sun rises", 0),
     ):  # fmt: skip

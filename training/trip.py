@@ -141,10 +141,10 @@ def train(args) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variant", choices=list(VARIANTS), default="tnf")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--pool", type=int, default=3000, help="clips painted")
+    parser.add_argument("--pool", type=int, default=4000, help="clips painted")
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())
 

@@ -4,16 +4,13 @@ import logging
 
 import pytest
 import torch
+from random_weights import stirred
 from trajectory.models.captions import CONTEXT_LENGTH, CaptionEncoder, CaptionTokenizer, parse_weights
 
 
 @pytest.fixture(scope="module")
 def encoder():
-    model = CaptionEncoder()
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
-    return model.eval()
+    return stirred(CaptionEncoder()).eval()
 
 
 @pytest.mark.parametrize(("text", "expected"), [

@@ -1,5 +1,6 @@
 """Moving landscapes: what moves does so evenly, as its caption says, and is read back where it was painted."""
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from trajectory.training.landscapes.moving import (
     training_clip,
 )
 from trajectory.training.landscapes.painter import paint
-from trajectory.training.landscapes.scene import Group, Scene, is_held_out
+from trajectory.training.landscapes.scene import Group, Scene, draw_scene, is_held_out
 
 FRAMES, SIZE = 8, 64
 
@@ -39,6 +40,13 @@ def test_everything_that_can_move_does_in_every_way_it_can(clips):
     assert {("sun", "sinks"), ("moon", "rises"), ("balloon", "left"), ("clouds", "right")} <= found
     assert {what for what, _way in found} == {"sun", "moon", "balloon", "boat", "clouds"}
     assert {clip.motion.slowly for clip in clips} == {False, True}
+
+
+def test_in_training_all_that_can_move_does_so_equally_often(clips):
+    assert set(Counter(clip.motion.what for clip in clips).values()) == {40}
+    rng = np.random.default_rng(0)
+    can_move = {motion.what for _ in range(300) for motion in motions(draw_scene(rng))}
+    assert can_move == {clip.motion.what for clip in clips}
 
 
 def test_nothing_moves_where_nothing_can_and_boats_keep_clear_of_the_land():

@@ -6,6 +6,7 @@ import struct
 import exact_models
 import pytest
 import torch
+from random_weights import stirred
 from safetensors.torch import load_file, save_file
 from trajectory.models import tnf as files
 from trajectory.models.tnf import TemporalFusion
@@ -21,16 +22,8 @@ def noise(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def stirred(module, seed=0):
-    """`module` with weights of which none is zero, so that everything has an effect."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
-    return module.requires_grad_(False)
-
-
 def fusion(channels=4, patch=2, dim=8, frames=3, side=4):
-    return stirred(TemporalFusion(TNF(channels, patch, dim, frames, side), "noise", "a model"))
+    return stirred(TemporalFusion(TNF(channels, patch, dim, frames, side), "noise", "a model")).requires_grad_(False)
 
 
 # --- the formula -----------------------------------------------------------------------------------------------------
@@ -51,7 +44,7 @@ def test_it_begins_as_the_linear_fusion_of_what_is_denoised(path, size):
 
 def test_it_is_what_trip_does_inside():
     """The fused noise of the network and the fusion behind it of what its residual path denoises are the same."""
-    network = stirred(TRIP(Config(width=8, time=16, frames=3, dim=8, side=4)))
+    network = stirred(TRIP(Config(width=8, time=16, frames=3, dim=8, side=4))).requires_grad_(False)
     seen = []
     network.fusion.register_forward_hook(lambda module, given, out: seen.append(given[0]))
     scaled, image, sigma = noise(2, 4, 3, 8, 8), noise(2, 4, 8, 8, seed=1), LEVELS[:, 0]
@@ -70,8 +63,35 @@ def test_clips_do_not_mix_and_a_still_frame_stands_for_all():
     assert torch.equal(fused(denoised, still[:, :1].expand(SHAPE), x, LEVELS), both)
     assert torch.allclose(fused(denoised, still[:, :1], x, LEVELS.expand(2, 3)), both, atol=1e-5)
     for changed in ((denoised.roll(1, 1), still[:, :1], x, LEVELS), (denoised, still[:, 1:2], x, LEVELS),
-                    (denoised, still[:, :1], x.roll(1, 1), LEVELS), (denoised, still[:, :1], x, LEVELS * 2)):
+                    (denoised, still[:, :1], x, LEVELS * 2)):
         assert not torch.allclose(fused(*changed), both, atol=1e-3)
+
+
+@pytest.mark.parametrize("path", [VE, FLOW], ids=["ve", "flow"])
+@pytest.mark.parametrize("levels", [[[50.0], [1.0]], [[0.05], [1.0]], [[0.9, 0.05, 0.3], [0.1, 1.0, 0.02]]], ids=str)
+def test_it_sees_what_both_paths_mean_for_the_picture_at_any_level_of_each_frame(path, levels):
+    """D - z_ref, and (x - z_ref) / sqrt(1 + sigma^2), in patches of 2 x 2."""
+    fused, (x0, denoised, still, n) = fusion(), (noise(*SHAPE, seed=k) for k in range(4))
+    sigma = torch.tensor(levels).clamp(max=1.0 if path is FLOW else 50.0)
+    level, seen = sigma[..., None, None, None], {}
+    x = (1 - level if path is FLOW else 1) * x0 + level * n
+    for name in ("from_res", "from_ref"):
+        getattr(fused.tnf, name).register_forward_hook(
+            lambda module, given, out, name=name: seen.update({name: given[0]}))
+    fused(denoised, still[:, :1], x, sigma)
+    for name, value in {"from_res": denoised - still[:, :1],
+                        "from_ref": (x - still[:, :1]) / (1 + level.square()).sqrt()}.items():  # fmt: skip
+        patches = value.unfold(3, 2, 2).unfold(4, 2, 2).permute(0, 1, 3, 4, 2, 5, 6)  # B N rows columns C 2 2
+        assert torch.allclose(seen[name], patches.flatten(4).flatten(1, 3), atol=2e-5)
+
+
+def test_a_frame_without_noise_leaves_the_others_as_they_are_told_apart():
+    """It takes the level of the noisiest one, so that the clip's time is that of frames with noise."""
+    fused, (x, denoised, still) = fusion(), (noise(*SHAPE, seed=k) for k in range(3))
+    out = fused(denoised, still[:, :1], x, torch.tensor([[0.0, 0.3, 0.3], [0.0, 0.1, 0.2]]))
+    assert torch.equal(out[:, 0], denoised[:, 0]) and out.isfinite().all()
+    same = fused(denoised, still[:, :1], x, torch.tensor([[0.3, 0.3, 0.3], [0.2, 0.1, 0.2]]))
+    assert torch.equal(out[:, 1:], same[:, 1:])
 
 
 def test_without_noise_nothing_is_fused_and_low_precision_is_computed_in_full():
@@ -99,7 +119,7 @@ def test_a_file_gives_back_every_bit(tmp_path):
     files.write(tmp_path / "a.safetensors", made)
     again = files.read(tmp_path / "a.safetensors")
     assert again.about() == made.about() == {
-        "format": "trip_tnf", "version": "1", "channels": "3", "patch": "3", "dim": "12", "heads": "4", "blocks": "1",
+        "format": "trip_tnf", "version": "2", "channels": "3", "patch": "3", "dim": "12", "heads": "4", "blocks": "1",
         "max_frames": "5", "parametrisation": "noise", "base": "a model"}  # fmt: skip
     assert again.state_dict().keys() == made.state_dict().keys()
     assert all(torch.equal(value, made.state_dict()[name]) for name, value in again.state_dict().items())
@@ -126,7 +146,7 @@ def without(values, name):
 
 @pytest.mark.parametrize(("change", "words"), [
     (lambda weights, about: (weights, {"format": "pt"}), "format 'pt' and version None"),
-    (lambda weights, about: (weights, {**about, "version": "2"}), "version '2'"),
+    (lambda weights, about: (weights, {**about, "version": "1"}), "version '1'"),
     (lambda weights, about: (weights, without(about, "channels")), "no number of channels"),
     (lambda weights, about: (weights, {**about, "channels": "0"}), "no number of channels"),
     (lambda weights, about: (weights, {**about, "channels": "9" * 5000}), "no number of channels"),

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from random_weights import stirred
 from trajectory.models import trip
 from trajectory.models.captions import CaptionEncoder
 from trajectory.models.trip import TNF, TRIP, Config, LinearFusion, MotionEncoder
@@ -17,14 +18,6 @@ VARIANTS = {"tnf": SMALL, "linear": replace(SMALL, fusion="linear"), "plain": re
 
 def noise(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def stirred(module, seed=0):
-    """`module` with weights of which none is zero, so that everything has an effect."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
-    return module
 
 
 def inputs(config, batch=2):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from random_weights import stirred
 from trajectory.models.trip import TRIP, Config
 from trajectory.nodes import models
 from trajectory.nodes.trip_miniature import video_model
@@ -15,7 +16,7 @@ from trajectory.operators.measurement import psnr
 from trajectory.restoration.video_metrics import adjacent_difference
 from trajectory.samplers.angular import sample_angular
 from trajectory.samplers.dpm_solver import sample_dpm_solver
-from trajectory.training.landscapes.moving import held_out_clips
+from trajectory.training.landscapes.moving import Tracker, held_out_clips
 
 import nodes as core
 
@@ -34,16 +35,9 @@ def still(height=8, width=8):
     return draw(1, 4, height, width, seed=1) / SCALE
 
 
-def stirred(config, std=0.1):
-    network, generator = TRIP(config), torch.Generator().manual_seed(0)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=std, generator=generator)
-    return network.eval()
-
-
 def video(variant, height=8, width=8):
     config = CONFIGS[variant]
-    return video_model(stirred(config), still(height, width) if config.image else None)
+    return video_model(stirred(TRIP(config), std=0.1).eval(), still(height, width) if config.image else None)
 
 
 class Shortcut(torch.nn.Module):
@@ -250,6 +244,14 @@ def test_texts_of_another_encoder_are_refused(host):
             positive=[[draw(1, 77, 768), {}]])  # fmt: skip
 
 
+def test_frames_of_different_noise_levels_are_refused(host):
+    def uneven(function, state, sigmas, extra_args=None, callback=None, disable=None):
+        return function(state, torch.linspace(2.0, 1.0, len(state)), **extra_args)
+
+    with pytest.raises(ValueError, match="model is TRIP Miniature, .*equally noisy, but the sampler .*choose another"):
+        run(video("TRIP"), uneven, [2.0, 0.0])
+
+
 def load(host, *args, **inputs):
     return host.node_table["TrajectoryTRIPMiniature"].execute(*args, **inputs).args
 
@@ -338,16 +340,15 @@ def frames_of(host, name):
 
 @pytest.fixture
 def moving(host):
-    """(painted frames [8, 3, 128, 128] of a held-out clip, its caption); the first frame is the input first.png."""
+    """(a held-out clip, its caption); its first frame is the input first.png."""
     clip = held_out_clips(4)[3]
-    painted = clip.paint(8, 128)
-    Image.fromarray((painted[0] * 255).astype(np.uint8)).save(host.input / "first.png")
-    return torch.from_numpy(painted).movedim(-1, 1), clip.caption(np.random.default_rng(0), keep=1.0)
+    Image.fromarray((clip.paint(8, 128)[0] * 255).astype(np.uint8)).save(host.input / "first.png")
+    return clip, clip.caption(np.random.default_rng(0), keep=1.0)
 
 
 @pytest.mark.parametrize("model", ["TRIP", "TRIP (linear fusion)", "TRIP (no shortcut)", "text to video"])
 def test_a_saved_animation_begins_with_the_picture_and_moves(host, moving, model):
-    painted, words = moving
+    clip, words = moving
     encoded = {"8": node("VAEEncode", pixels=["1", 0], vae=["2", 2]), "9": node("VAEDecode", samples=["8", 0],
                vae=["2", 2]), "10": save_webp("still", "9"), "11": save_webp("clip")}  # fmt: skip
     result = host.run(graph(model, words, 10, **encoded))
@@ -356,7 +357,10 @@ def test_a_saved_animation_begins_with_the_picture_and_moves(host, moving, model
     assert made.shape == (8, 3, 128, 128) and result.outputs["11"]["animated"][0]
     if model in ("TRIP", "TRIP (linear fusion)"):
         assert psnr(made[:1], first) > 30  # from where on a difference is hard to see
-    assert adjacent_difference(made) > 0.25 * adjacent_difference(painted)  # none in a clip that stands still
+    if model == "text to video":  # a landscape of its own, in which nothing can be followed
+        assert adjacent_difference(made) > 0
+    else:  # most frames as far as the caption says; none in a clip that stands still or flickers
+        assert Tracker(clip, 128).accuracy(made.movedim(1, -1).numpy()) > 0.5
 
 
 def test_cancelling_stops_the_clip_and_the_next_run_is_whole(host, moving):

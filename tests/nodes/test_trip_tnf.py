@@ -1,5 +1,6 @@
 """The nodes of TRIP's learned fusion: its patch in both layouts of latents, its files, and its training in a host."""
 
+import os
 import re
 
 import comfy.conds
@@ -10,6 +11,7 @@ import host_models
 import pytest
 import torch
 import unets
+from random_weights import stirred
 from safetensors import SafetensorError
 from trajectory.models import tnf as files
 from trajectory.models import trip
@@ -34,11 +36,7 @@ def call(host, node, **inputs):
 def fusion(parametrisation="noise", channels=4, frames=4, begun=False):
     """TRIP_TNF: at the start of a training, or with weights of which none is zero."""
     made = training.begun(channels, frames, 8, 2, parametrisation, "a model", seed=0)
-    if not begun:
-        generator = torch.Generator().manual_seed(0)
-        for parameter in made.parameters():
-            torch.nn.init.normal_(parameter, std=0.2, generator=generator)
-    return patcher_of(made.requires_grad_(False))
+    return patcher_of((made if begun else stirred(made)).requires_grad_(False))
 
 
 def latents(shape, seed=0):
@@ -94,13 +92,19 @@ def test_a_fusion_that_was_not_trained_is_the_linear_one(host, kind, shape, stre
 
 
 @pytest.mark.parametrize("shape", LAYOUTS.values(), ids=LAYOUTS)
+def test_the_first_frame_of_the_reference_stands_for_all_as_in_training(host, shape):
+    """Autoencoders of videos have other latents for the frames behind it, which no training has seen."""
+    still, x, denoised = latents(shape, 1)[:1 if len(shape) == 5 else None], latents(shape), latents(shape, 2)
+    patched, alone = (applied(host, host_models.model("eps"), fusion(), reference)
+                      for reference in (still, still[:1] if len(shape) == 4 else still[:, :, :1]))
+    sigma = torch.full(shape[:1], 0.7)
+    assert torch.equal(fused(patched, x, denoised, sigma), fused(alone, x, denoised, sigma))
+
+
+@pytest.mark.parametrize("shape", LAYOUTS.values(), ids=LAYOUTS)
 def test_the_fusion_of_a_trip_network_gives_what_the_network_gives(host, shape):
     """Behind the residual path of a small TRIP network with random weights."""
-    network = trip.TRIP(trip.Config(width=8, time=16, frames=4, dim=8, side=4))
-    generator = torch.Generator().manual_seed(0)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
-    network.requires_grad_(False)
+    network = stirred(trip.TRIP(trip.Config(width=8, time=16, frames=4, dim=8, side=4))).requires_grad_(False)
     seen = []
     network.fusion.register_forward_hook(lambda module, given, out: seen.append(given[0]))
     clips = latents(shape) if len(shape) == 5 else latents(shape).movedim(0, 1)[None]
@@ -267,6 +271,15 @@ def test_a_file_that_cannot_be_written_is_told(host, folder, monkeypatch):
     with pytest.raises(ValueError, match="filename_prefix is 'tnf', but .*No space left on device.*the disk is full"):
         call(host, "SaveTNF", tnf=fusion(), filename_prefix="tnf")
     assert not [*folder.iterdir()]
+
+
+def test_a_folder_that_cannot_be_made_is_told(host, folder, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError("Permission denied: 'waves'")
+
+    monkeypatch.setattr(os, "makedirs", refused)  # who runs the tests may be allowed everything
+    with pytest.raises(ValueError, match="'waves/a', but its file cannot be written in .*denied.*is full or read-only"):
+        call(host, "SaveTNF", tnf=fusion(), filename_prefix="waves/a")
 
 
 def test_files_that_are_none_are_refused_by_name(host, folder):
