@@ -82,6 +82,12 @@ class TRIPLoadTNF(io.ComfyNode):
             raise ValueError(f"file: {error}; choose one that TRIP Save TNF wrote, or copy it here again") from error
 
 
+def unwritten(prefix, folder, error):
+    """What to raise where the file or its folder could not be made."""
+    return ValueError(f"filename_prefix is {prefix!r}, but its file cannot be written in {folder} ({error}); set a "
+                      "shorter one, or look whether the disk is full or read-only")
+
+
 class TRIPSaveTNF(io.ComfyNode):
     """File of a TRIP_TNF."""
 
@@ -113,13 +119,15 @@ class TRIPSaveTNF(io.ComfyNode):
             raise ValueError(refusal)
         try:
             folder, name, number, *_ = folder_paths.get_save_image_path(filename_prefix, root)
-            path = Path(folder, f"{name}_{number:05}_.safetensors")
-            fusions.write(path, tnf.model)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"filename_prefix is {filename_prefix!r}, but its file cannot be written in {root} "
-                             f"({error}); set a shorter one, or look whether the disk is full or read-only") from error
+        except OSError as error:
+            raise unwritten(filename_prefix, root, error) from error
         except Exception as error:  # of no other class in the host
             raise ValueError(refusal) from error
+        path = Path(folder, f"{name}_{number:05}_.safetensors")
+        try:
+            fusions.write(path, tnf.model)
+        except (OSError, SafetensorError) as error:
+            raise unwritten(filename_prefix, root, error) from error
         return io.NodeOutput(ui=ui.PreviewText(f"{path.relative_to(root).as_posix()} in {root}"))
 
 
